@@ -1,0 +1,14 @@
+"""Errors that are the user's to mend, and the exit codes of every stage."""
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+# EX_TEMPFAIL of sysexits.h: interrupted by a signal, everything saved, run again to continue.
+EXIT_INTERRUPTED = 75
+
+
+class UserError(Exception):
+    """One sentence that says what is wrong, where, and what to do. Stages print it and exit with 2."""
+
+
+class Interrupted(Exception):
+    """SIGTERM, SIGUSR1 or Ctrl-C arrived and the work is saved. Stages exit with 75."""

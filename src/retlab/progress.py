@@ -1,0 +1,102 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from tqdm import tqdm
+
+PLAIN_INTERVAL_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def advance(self, amount: float = 1) -> None:
+        """So many units more are done."""
+
+    def note(self, text: str) -> None:
+        """A few words beside the numbers, such as the loss."""
+
+
+class _Bar:
+    def __init__(self, bar: "tqdm[None]") -> None:
+        self._bar = bar
+
+    def advance(self, amount: float = 1) -> None:
+        self._bar.update(amount)
+
+    def note(self, text: str) -> None:
+        self._bar.set_postfix_str(text, refresh=False)
+
+
+class _Lines:
+    """One line at most every PLAIN_INTERVAL_SECONDS, for logs."""
+
+    def __init__(self, description: str, total: float | None, unit: str, done: float) -> None:
+        self._description, self._total, self._unit = description, total, unit
+        self._done = self._first = done
+        self._note = ""
+        self._started = self._printed = time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        self._done += amount
+        if time.monotonic() - self._printed >= PLAIN_INTERVAL_SECONDS:
+            self.show()
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def show(self) -> None:
+        self._printed = time.monotonic()
+        seconds = self._printed - self._started
+        rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
+        text = f"{self._description}: {_count(self._done)}"
+        if self._total:
+            text += f" of {_count(self._total)} {self._unit}s ({100 * self._done / self._total:.0f} %)"
+        else:
+            text += f" {self._unit}s"
+        text += f", {_count(rate)} {self._unit}s/s"
+        if self._total and rate > 0 and self._done < self._total:
+            text += f", {duration((self._total - self._done) / rate)} left"
+        else:
+            text += f", {duration(seconds)}"
+        print(text + (f", {self._note}" if self._note else ""), flush=True)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextlib.contextmanager
+def progress(description: str, total: float | None, unit: str, done: float = 0) -> Iterator[Progress]:
+    """Show the progress of the work in the block.
+
+    Args:
+        description: what is done, a few words.
+        total: units in all; None where it is not known.
+        unit: what is counted, in the singular.
+        done: units that an earlier, interrupted attempt already did.
+    """
+    if sys.stderr.isatty():
+        with tqdm(
+            desc=description, total=total, unit=f" {unit}s", unit_scale=True, initial=done, dynamic_ncols=True,
+            smoothing=0.1, mininterval=0.2,
+        ) as bar:
+            yield _Bar(bar)
+    else:
+        lines = _Lines(description, total, unit, done)
+        yield lines
+        lines.show()

@@ -1,0 +1,46 @@
+"""Base of every configuration section: frozen, an unknown key is an error, paths belong to the project."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+
+
+def _project_root() -> Path:
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+PROJECT_ROOT = _project_root()
+"""The checkout that this package was imported from; the working directory for an installed package."""
+
+
+def absolute(path: Path | str) -> Path:
+    """A path of a configuration as an absolute path: relative ones start at the project's root, `~` is home."""
+    return PROJECT_ROOT / Path(path).expanduser()
+
+
+def portable(path: Path) -> str:
+    """The path as a configuration shows it: relative to the project's root where it lies inside it."""
+    return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
+
+
+ProjectPath = Annotated[
+    Path,
+    AfterValidator(absolute),
+    PlainSerializer(portable, return_type=str),
+    WithJsonSchema({"type": "string", "format": "path"}),
+]
+"""A path in a configuration: absolute in memory, relative to the project's root in files."""
+
+
+class Section(BaseModel):
+    """One section of the YAML file. Every field carries its description; defaults live here and nowhere else."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    def dump(self) -> dict[str, Any]:
+        """The section as plain values, as a resolved configuration and a manifest hold it."""
+        return self.model_dump(mode="json")

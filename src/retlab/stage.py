@@ -1,0 +1,375 @@
+"""What stages share: command line, up-to-date check, locks, signals, emissions, publishing."""
+
+import argparse
+import contextlib
+import errno
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from retlab import artifacts
+from retlab.config import ExperimentConfig, dump_config, load_config
+from retlab.emissions import track_emissions
+from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.progress import duration
+from retlab.section import PROJECT_ROOT, portable
+
+SCRIPTS = {
+    "download_data": "scripts/01_download_data.sh",
+    "split_data": "scripts/02_split_data.sh",
+    "train_tokenizer": "scripts/03_train_tokenizer.sh",
+    "tokenize_data": "scripts/04_tokenize_data.sh",
+    "train_model": "scripts/05_train_model.sh",
+    "evaluate_model": "scripts/06_evaluate_model.sh",
+}
+_VERSIONED = (
+    "torch", "transformers", "tokenizers", "pytorch-lightning", "pyarrow", "dask", "numpy", "huggingface-hub", "codecarbon",
+)  # fmt: skip
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """What the command line asks of a stage."""
+
+    force: bool = False
+    verify: bool = False
+    words: tuple[str, ...] = ()
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
+
+
+def is_main_process() -> bool:
+    """False in the helper processes of distributed training, which write nothing."""
+    return all(int(os.environ.get(key, "0")) == 0 for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+class Stage:
+    """One step of the pipeline, from finished input folders to one finished output.
+
+    Args:
+        name: the stage's name, as in `SCRIPTS`.
+        config: the whole configuration.
+        command: what the command line asked for.
+        settings: the configuration values that decide the output, by dotted key.
+        inputs: folders that earlier stages finished.
+        output: the folder to publish, or the folder to publish files into.
+        part: which of several outputs of the stage this is, such as the split.
+        sources: what is known of inputs outside the pipeline, such as sizes and times of files.
+        files: publish single files into `output` in place of the whole folder.
+        resumable: an interrupted attempt with the same settings and inputs is continued.
+        handles_signals: the work watches `stop_requested` itself and leaves by raising Interrupted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ExperimentConfig,
+        command: StageCommand,
+        *,
+        settings: dict[str, Any],
+        inputs: Sequence[Path],
+        output: Path,
+        part: str = "",
+        sources: dict[str, Any] | None = None,
+        files: bool = False,
+        resumable: bool = False,
+        handles_signals: bool = False,
+    ) -> None:
+        self.name, self.config, self.command = name, config, command
+        self.label = f"{name} {part}" if part else name
+        self.inputs, self.output = list(inputs), output
+        self.files, self.resumable, self.handles_signals = files, resumable, handles_signals
+        self.volatile: dict[str, Any] = {}
+        """Facts of this attempt for the manifest's volatile part, such as speeds."""
+        self._described = {"settings": settings, "sources": sources or {}}
+        self._manifest_name = f"{name}.manifest.json" if files else artifacts.MANIFEST
+        self._target = output / name if files else output
+        self._stop: signal.Signals | None = None
+
+    def say(self, text: str) -> None:
+        """Print one line for people."""
+        if is_main_process():
+            print(f"[{self.label}] {text}", flush=True)
+
+    def stop_requested(self) -> bool:
+        """Whether a signal asked the work to save and leave."""
+        return self._stop is not None
+
+    def changes(self) -> list[str] | None:
+        """Why the output is not up to date; empty where it is, None where there is no output."""
+        manifest = artifacts.read_manifest(self.output, self._manifest_name)
+        if manifest is None:
+            return None
+        now = self._describe()
+        found = [
+            f"{key}: {_shown(manifest[group].get(key))} -> {_shown(now[group].get(key))}"
+            for group in ("settings", "sources")
+            for key in sorted(manifest[group].keys() | now[group].keys())
+            if manifest[group].get(key) != now[group].get(key)
+        ]
+        before = manifest["inputs"]
+        found += [f"input {name} has changed" for name, value in now["inputs"].items() if before.get(name) != value]
+        damage = artifacts.damage(self.output, manifest, self.command.verify)
+        return found + ([damage] if damage else [])
+
+    def run(self, build: Callable[[Path], dict[str, Any]]) -> bool:
+        """Do the work unless its output is up to date; returns whether it was done.
+
+        `build` gets an empty folder (or an unfinished one, see `resumable`) to fill and returns a report
+        of plain, deterministic values for the manifest.
+        """
+        if not is_main_process():
+            self._install_signals()
+            build(self._partial)
+            return True
+        with contextlib.ExitStack() as stack:
+            for folder in self.inputs:
+                stack.enter_context(artifacts.lock(folder, False, lambda f=folder: self._waiting(f)))
+            self._check_inputs()
+            if self._is_current():
+                return False
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            if self.files:
+                self.output.mkdir(exist_ok=True)
+            stack.enter_context(artifacts.lock(self._target, True, lambda: self._waiting(self._target)))
+            if not self.files:
+                artifacts.recover_folder(self.output)
+            changes = self.changes()
+            if changes == [] and not self.command.force:
+                self.say("up to date")
+                return False
+            self._announce(changes)
+            self._prepare()
+            self._work(build)
+        return True
+
+    def _is_current(self) -> bool:
+        """Whether the finished output is up to date, without waiting for those who only read it."""
+        if self.command.force or not self.output.exists():
+            return False
+        with artifacts.lock(self._target, False, lambda: self._waiting(self._target)):
+            if self.changes() != []:
+                return False
+        self.say(f"up to date: {portable(self.output)}")
+        return True
+
+    def _announce(self, changes: list[str] | None) -> None:
+        if changes:
+            self.say("changed since the last run:")
+            for change in changes:
+                self.say(f"  {change}")
+        elif changes == []:
+            self.say("up to date, but done anew because of --force")
+
+    def _describe(self) -> dict[str, Any]:
+        inputs = {portable(folder): artifacts.fingerprint(folder) for folder in self.inputs}
+        return {"stage": self.label, **self._described, "inputs": inputs}
+
+    def _check_inputs(self) -> None:
+        for folder in self.inputs:
+            artifacts.recover_folder(folder)
+            manifest = artifacts.read_manifest(folder)
+            if manifest is None:
+                raise UserError(f"{portable(folder)} does not hold the finished output that {self.name} needs;{_hint(folder, None)}")
+            damage = artifacts.damage(folder, manifest, self.command.verify)
+            if damage:
+                raise UserError(f"{damage} since {manifest['stage']} wrote it;{_hint(folder, manifest)}")
+
+    @property
+    def _partial(self) -> Path:
+        return self._target.with_name(f".{self._target.name}.partial")
+
+    def _prepare(self) -> None:
+        """Make the partial folder; an earlier one stays only if it belongs to the same work."""
+        partial, claim = self._partial, self._partial / ".claim.json"
+        described = {**self._describe(), "force": self.command.force}
+        if partial.exists() and not (self.resumable and artifacts.read_json(claim) == described):
+            shutil.rmtree(partial)
+        if not partial.exists():
+            partial.mkdir()
+            if self.resumable:
+                artifacts.write_json(claim, described)
+
+    def _work(self, build: Callable[[Path], dict[str, Any]]) -> None:
+        self._install_signals()
+        self._write_config()
+        started, clock = datetime.now(UTC), time.monotonic()
+        try:
+            with track_emissions(self.config.emissions, self.config.run_folder, self.label) as energy:
+                report = build(self._partial)
+        except BaseException:
+            if not self.resumable:
+                shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+        (self._partial / ".claim.json").unlink(missing_ok=True)
+        outputs, times = artifacts.describe_outputs(self._partial)
+        manifest = {
+            **self._describe(),
+            "report": report,
+            "outputs": outputs,
+            "versions": _versions(),
+            "commit": _commit(),
+            "threads": _threads(),
+            "volatile": {
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - clock, 3),
+                "energy_kwh": energy.energy_kwh,
+                "emissions_kg": energy.emissions_kg,
+                **self.volatile,
+                "times": times,
+            },
+        }
+        artifacts.write_json(self._partial / self._manifest_name, manifest)
+        if self.files:
+            artifacts.publish_files(self._partial, self.output, self._manifest_name)
+        else:
+            artifacts.publish_folder(self._partial, self.output)
+        self.say(f"done in {duration(time.monotonic() - clock)}: {portable(self.output)}")
+
+    def _write_config(self) -> None:
+        """Keep the resolved configuration in the run folder; once it is trained, only training may change it."""
+        folder = self.config.run_folder
+        if self.name != "train_model" and any((folder / part).exists() for part in ("checkpoints", "model")):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        artifacts.write_atomic(folder / "config.yaml", dump_config(self.config))
+
+    def _waiting(self, path: Path) -> None:
+        self.say(f"waiting: another process is using {portable(path)}")
+
+    def _install_signals(self) -> None:
+        def handle(number: int, _frame: object) -> None:
+            self._stop = signal.Signals(number)
+            if not self.handles_signals:
+                raise Interrupted(f"{self._stop.name} received")
+
+        for number in _SIGNALS:
+            signal.signal(number, handle)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _hint(folder: Path, manifest: dict[str, Any] | None) -> str:
+    places = {"raw": "download_data", "splits": "split_data", "tokenizer": "train_tokenizer", "model": "train_model"}
+    name = manifest["stage"].split()[0] if manifest else places.get(folder.name, "")
+    if not name and folder.name in ("train", "validation", "test"):
+        name = "tokenize_data"
+    return f" run {SCRIPTS[name]} with this configuration{' and --force' if manifest else ''}" if name in SCRIPTS else (
+        " run the stage that makes it first"
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that did the work, with + for uncommitted changes; None outside git."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _threads() -> int:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else len(os.sched_getaffinity(0))
+
+
+def _parse(
+    arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
+) -> tuple[ExperimentConfig, StageCommand]:
+    main = sys.modules["__main__"]
+    parser = argparse.ArgumentParser(
+        description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the experiment's YAML file")
+    what = "key.path=value" + (f" or {' | '.join(words)}" if words else "")
+    parser.add_argument("rest", metavar=what, nargs="*", help="overrides of the configuration")
+    parser.add_argument("--force", action="store_true", help="do the work even if it is up to date")
+    parser.add_argument("--verify", action="store_true", help="compare full contents in place of sizes and times")
+    if configure:
+        configure(parser)
+    options = parser.parse_intermixed_args(arguments)
+    chosen = [word for word in options.rest if "=" not in word]
+    unknown = [word for word in chosen if word not in words]
+    if unknown:
+        allowed = f"key.path=value{''.join(f', {word}' for word in words)}"
+        raise UserError(f"command line: {unknown[0]!r} is not understood; allowed after CONFIG are {allowed}")
+    config = load_config(options.config, [word for word in options.rest if "=" in word])
+    return config, StageCommand(options.force, options.verify, tuple(chosen), options)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the machine that the user can mend become sentences."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sentences = {
+            errno.EACCES: f"no permission{where}; give this user the right to it or choose another folder",
+            errno.EPERM: f"not permitted{where}; give this user the right to it or choose another folder",
+            errno.EROFS: f"read-only file system{where}; choose another folder",
+            errno.ENOSPC: f"the disk is full{where}; free some space and run the same command again",
+            errno.EDQUOT: f"the disk quota is used up{where}; free some space and run the same command again",
+            errno.ENOTDIR: f"a file is in the way of a folder{where}; move it or choose another folder",
+            errno.EEXIST: f"a file is in the way of a folder{where}; move it or choose another folder",
+        }
+        if error.errno in sentences:
+            raise UserError(sentences[error.errno]) from error
+        raise
+
+
+def run_stage(
+    main: Callable[[ExperimentConfig, StageCommand], None],
+    *,
+    words: Sequence[str] = (),
+    configure: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """Run a stage's `main` for the command line and exit with the stage's code.
+
+    Args:
+        main: the stage.
+        words: further words that may follow CONFIG, such as the splits.
+        configure: adds the stage's own options to the parser.
+    """
+    # A signal between two stages or during imports must end the process as an interruption, not a crash.
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    code = EXIT_OK
+    try:
+        with _plain_errors():
+            main(*_parse(None, words, configure))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except Interrupted as error:
+        print(f"interrupted: {error}; run the same command again to continue", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise Interrupted(f"{signal.Signals(number).name} received")
