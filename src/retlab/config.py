@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
+from retlab.models.settings import ModelSection, RetNetSection
 
 from retlab import yaml_file
 from retlab.config_checks import cross_section_errors
@@ -14,7 +15,6 @@ from retlab.data.settings import DataSection, TokenizerSection
 from retlab.emissions import EmissionsSection
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
-from retlab.models.settings import ModelSection, RetNetSection
 from retlab.section import ProjectPath, Section, absolute
 from retlab.training.settings import TrainSection
 
@@ -97,9 +97,7 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
     data = config.data.model_copy(update={"folder": config.data.folder or absolute(f"data/{config.name}")})
     assert data.folder is not None
     data = data.model_copy(update={"tokens_folder": data.tokens_folder or data.folder / "tokens"})
-    tokenizer = config.tokenizer.model_copy(
-        update={"folder": config.tokenizer.folder or data.folder / "tokenizer"}
-    )
+    tokenizer = config.tokenizer.model_copy(update={"folder": config.tokenizer.folder or data.folder / "tokenizer"})
     return config.model_copy(update={"data": data, "tokenizer": tokenizer})
 
 
@@ -143,10 +141,7 @@ def _explain(error: dict[str, Any], values: Any) -> tuple[yaml_file.KeyPath, str
     path: list[str | int] = []
     here, section, value = values, ExperimentConfig, None
     for step in error["loc"]:
-        if isinstance(here, dict) and step in here:
-            path.append(step)
-            here = value = here[step]
-        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
+        if (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here)):
             path.append(step)
             here = value = here[step]
         elif error["type"] == "missing" and step == error["loc"][-1]:

@@ -92,8 +92,14 @@ def progress(description: str, total: float | None, unit: str, done: float = 0) 
     """
     if sys.stderr.isatty():
         with tqdm(
-            desc=description, total=total, unit=f" {unit}s", unit_scale=True, initial=done, dynamic_ncols=True,
-            smoothing=0.1, mininterval=0.2,
+            desc=description,
+            total=total,
+            unit=f" {unit}s",
+            unit_scale=True,
+            initial=done,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            mininterval=0.2,
         ) as bar:
             yield _Bar(bar)
     else:

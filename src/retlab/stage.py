@@ -180,7 +180,9 @@ class Stage:
             artifacts.recover_folder(folder)
             manifest = artifacts.read_manifest(folder)
             if manifest is None:
-                raise UserError(f"{portable(folder)} does not hold the finished output that {self.name} needs;{_hint(folder, None)}")
+                raise UserError(
+                    f"{portable(folder)} does not hold the finished output that {self.name} needs;{_hint(folder, None)}"
+                )
             damage = artifacts.damage(folder, manifest, self.command.verify)
             if damage:
                 raise UserError(f"{damage} since {manifest['stage']} wrote it;{_hint(folder, manifest)}")
@@ -267,8 +269,10 @@ def _hint(folder: Path, manifest: dict[str, Any] | None) -> str:
     name = manifest["stage"].split()[0] if manifest else places.get(folder.name, "")
     if not name and folder.name in ("train", "validation", "test"):
         name = "tokenize_data"
-    return f" run {SCRIPTS[name]} with this configuration{' and --force' if manifest else ''}" if name in SCRIPTS else (
-        " run the stage that makes it first"
+    return (
+        f" run {SCRIPTS[name]} with this configuration{' and --force' if manifest else ''}"
+        if name in SCRIPTS
+        else (" run the stage that makes it first")
     )
 
 
@@ -301,9 +305,7 @@ def _parse(
     arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
 ) -> tuple[ExperimentConfig, StageCommand]:
     main = sys.modules["__main__"]
-    parser = argparse.ArgumentParser(
-        description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the experiment's YAML file")
     what = "key.path=value" + (f" or {' | '.join(words)}" if words else "")
     parser.add_argument("rest", metavar=what, nargs="*", help="overrides of the configuration")

@@ -50,7 +50,7 @@ def parse(text: str) -> tuple[Any, dict[KeyPath, int], list[YamlError]]:
     """The values of a YAML text, the line of every key path, and its duplicate keys. Raises YamlError."""
     try:
         node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(mark.line + 1 if mark else None, f"not YAML: {error.problem or error.context}") from None
