@@ -1,0 +1,9 @@
+"""Sequence and channel mixers: one per file, all of them in the table below."""
+
+from .attention import Attention
+from .base import Mixer
+from .glu import GatedLinearUnit
+from .retention import Retention
+
+MIXERS: dict[str, type[Mixer]] = {"retention": Retention, "attention": Attention, "glu": GatedLinearUnit}
+"""The block names that a configuration may use."""

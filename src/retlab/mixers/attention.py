@@ -1,0 +1,105 @@
+"""Causal softmax attention with rotary positions, on PyTorch's scaled dot product attention."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .base import Mixer, head_width
+from .rotary import rope_frequencies, rotate_halves, rotation
+
+
+class AttentionState(NamedTuple):
+    """Keys and values seen so far (batch, heads, past tokens, head width), and which of them can still be read.
+
+    `visible` (batch, past tokens) bool is False for padding and for documents that have ended.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    visible: torch.Tensor
+
+    def cropped(self, tokens: int) -> "AttentionState":
+        """The state without its last `tokens` tokens."""
+        kept = self.keys.shape[2] - tokens
+        return AttentionState(self.keys[:, :, :kept], self.values[:, :, :kept], self.visible[:, :kept])
+
+
+class Attention(Mixer):
+    """Multi-head attention with rotary positions of base `rope_theta` (Su et al. 2021) and no biases."""
+
+    def __init__(
+        self, hidden_size: int, *, num_heads: int = 4, rope_theta: float = 10_000.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_width = head_width(hidden_size, num_heads)
+        self.rope_theta = rope_theta
+        self.dropout = dropout
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """TorchScale's initialisation of attention: Xavier with gain 2^-0.5, and 1 for the way out."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        state: AttentionState | None = None,
+    ) -> tuple[torch.Tensor, AttentionState]:
+        cos, sin = rotation(positions, rope_frequencies(self.head_width, self.rope_theta, hidden.device))
+        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
+        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
+        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        if state is not None:
+            k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
+        if segment_ids is None and state is None:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            allowed = _allowed_pairs(hidden, segment_ids, state)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        out = self.out_proj(out.transpose(1, 2).flatten(-2))
+        return out, AttentionState(k, v, _visible_next(hidden, segment_ids, state))
+
+    def core_flops_per_token(self, sequence_length: int) -> float:
+        """Scores and weighted sums over the half of the square that the causal mask leaves."""
+        return 2 * sequence_length * self.num_heads * self.head_width
+
+
+def _allowed_pairs(
+    hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: AttentionState | None
+) -> torch.Tensor:
+    """Which query reads which key, (batch, 1, tokens, past + tokens) bool. Padding reads padding, so no row is empty."""
+    batch, tokens = hidden.shape[:2]
+    allowed = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden.device).tril()
+    allowed = allowed.expand(batch, tokens, tokens)
+    if segment_ids is not None:
+        allowed = allowed & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    if state is not None:
+        past = state.visible[:, None, :].expand(batch, tokens, state.visible.shape[1])
+        if segment_ids is not None:
+            past = past & (segment_ids == 0)[:, :, None]
+        allowed = torch.cat((past, allowed), dim=2)
+    return allowed[:, None]
+
+
+def _visible_next(
+    hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: AttentionState | None
+) -> torch.Tensor:
+    """Which keys the document that is open after this piece may read, (batch, past + tokens) bool."""
+    if segment_ids is None:
+        now = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return now if state is None else torch.cat((state.visible, now), dim=1)
+    last = segment_ids.amax(dim=1, keepdim=True).clamp(min=0)
+    now = segment_ids == last
+    return now if state is None else torch.cat((state.visible & (last == 0), now), dim=1)

@@ -1,0 +1,76 @@
+"""The contract of a mixer: what the body knows about the blocks it stacks.
+
+A mixer maps hidden states to hidden states of the same shape, for any number of tokens, one included:
+`(hidden, positions, segment_ids, state) -> (out, state)`.
+
+- `hidden`: (batch, tokens, hidden_size), in the dtype of the model.
+- `positions`: (batch or 1, tokens) int64, the number of real tokens before each token in its row. They turn
+  rotary angles and nothing else, so an offset that a whole row shares changes no output.
+- `segment_ids`: (batch, tokens) int64 or None. -1 is padding, 0 the document that `state` belongs to, 1, 2, ...
+  the documents that begin in this call, in order. None says that every token continues document 0, and keeps
+  the fast path. Nothing crosses from one document to another, and padding is never read nor written.
+- `state`: a named tuple of tensors whose first dimension is the batch, or None for an empty past. A recurrent
+  mixer's state has a fixed shape; attention's keys and values grow by one slot per token. A mixer that does not
+  look at other tokens has no state and returns None.
+
+Feeding a sequence in pieces, each with the state that the piece before returned, gives the outputs of one call.
+The output at padding is finite and means nothing.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+MixerState = tuple[torch.Tensor, ...]
+"""Any mixer's state: a named tuple of tensors, batch first."""
+
+
+class Mixer(nn.Module):
+    """Base of sequence and channel mixers. Settings are the constructor's keyword arguments after `hidden_size`."""
+
+    forms: ClassVar[tuple[str, ...]] = ()
+    """Names of the equivalent forms that this mixer can compute, where it has several."""
+
+    recurrent: ClassVar[bool] = False
+    """Whether the state has a fixed size, and therefore cannot be taken back to an earlier token."""
+
+    form: str | None = None
+    """The form to compute; None leaves the choice to the mixer."""
+
+    def set_form(self, form: str | None) -> None:
+        """Compute one of `forms` from now on, or choose by the length again with None."""
+        if form is not None and form not in self.forms:
+            raise ValueError(f"The form of {type(self).__name__} must be one of {', '.join(self.forms)}, not {form!r}.")
+        self.form = form
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        state: MixerState | None = None,
+    ) -> tuple[torch.Tensor, MixerState | None]:
+        """Mix one piece of the sequence; shapes as in the module's docstring."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Initialise the mixer's own weights with `torch.nn.init`."""
+        raise NotImplementedError
+
+    def core_flops_per_token(self, sequence_length: int) -> float:
+        """Forward floating point operations per token that no weight matrix accounts for (2 per multiply-add)."""
+        raise NotImplementedError
+
+
+def head_width(hidden_size: int, num_heads: int) -> int:
+    """Width of one head, which rotary positions need to be even; a ValueError says what does not fit."""
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ValueError(f"The number of heads ({num_heads}) must divide the hidden size ({hidden_size}).")
+    width = hidden_size // num_heads
+    if width % 2:
+        raise ValueError(
+            f"The head width is {width} ({hidden_size} / {num_heads} heads), but rotary positions turn pairs of "
+            "channels: choose a number of heads that gives an even width."
+        )
+    return width

@@ -1,0 +1,47 @@
+"""The gated linear unit (Shazeer 2020, arXiv:2002.05202), the channel mixer of RetNet and of the Transformer."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .base import Mixer, MixerState
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+
+
+class GatedLinearUnit(Mixer):
+    """fc2(activation(fc1 x) * gate x), without biases; `intermediate_size` None is twice the hidden size."""
+
+    def __init__(
+        self, hidden_size: int, *, intermediate_size: int | None = None, activation: str = "gelu", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"The activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}.")
+        intermediate_size = 2 * hidden_size if intermediate_size is None else intermediate_size
+        if intermediate_size < 1:
+            raise ValueError(f"The intermediate size must be at least 1, not {intermediate_size}.")
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = dropout
+        self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """PyTorch's default for linear layers, as TorchScale leaves it."""
+        for projection in (self.fc1, self.gate, self.fc2):
+            projection.reset_parameters()
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        state: MixerState | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        inner = F.dropout(self.activation(self.fc1(hidden)), self.dropout, self.training)
+        return self.fc2(inner * self.gate(hidden)), None
+
+    def core_flops_per_token(self, sequence_length: int) -> float:
+        """All its work is in weight matrices."""
+        return 0.0

@@ -1,0 +1,311 @@
+"""Multi-scale retention (Sun et al. 2023, arXiv:2307.08621): attention whose softmax is a decay per head.
+
+out_n = q_n S_n with S_n = gamma S_(n-1) + k_n^T v_n (eq. 6): a linear recurrence over a fixed-size state, which is
+also a masked product over all pairs (eq. 5) and, in between, a product within chunks joined by one state per chunk
+(eq. 7). The three forms compute the same function here, in outputs, final state and gradients.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .base import Mixer, head_width
+from .rotary import retnet_frequencies, rotate_pairs, rotation
+
+FORMS = ("parallel", "chunkwise", "recurrent")
+
+# An exponent that stands for "no path between these two tokens": it picks the zero at the end of the power table.
+BLOCKED = -1
+
+
+class RetentionState(NamedTuple):
+    """What retention remembers: `memory` (batch, heads, key width, value width) in float32, S_n of eq. 6."""
+
+    memory: torch.Tensor
+
+
+class _Paths(NamedTuple):
+    """Decay exponents, counted in real tokens, between the places of a chunked sequence; BLOCKED where none leads.
+
+    The first dimension is the batch, or 1. N chunks of C tokens; state j is the memory before chunk j.
+    """
+
+    # Key m to query n of one chunk (b, N or 1, C, C); the memory before the chunk to query n (b, N or 1, C).
+    pair: torch.Tensor
+    read: torch.Tensor
+    # Key m to the end of its chunk (b, N, C); state i, or the keys of chunk i - 1, to state j (b, N + 1, N + 1).
+    write: torch.Tensor
+    join: torch.Tensor
+
+
+def retnet_log_decay(num_heads: int, device: torch.device) -> torch.Tensor:
+    """log(gamma_h), gamma_h = 1 - 2^(-5 - h) for head h = 0, 1, ... (eq. 8), as (heads,) float64."""
+    return torch.log1p(-torch.exp2(-5.0 - torch.arange(num_heads, dtype=torch.float64, device=device)))
+
+
+def retention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    state: RetentionState | None = None,
+    segment_ids: torch.Tensor | None = None,
+    form: str = "chunkwise",
+    chunk_size: int = 64,
+) -> tuple[torch.Tensor, RetentionState]:
+    """The retention of (positioned and scaled) queries, keys and values, and the state after the last token.
+
+    q and k (batch, heads, tokens, key width), v (batch, heads, tokens, value width), in one floating dtype;
+    `log_decay` (heads,) float64; `segment_ids` (batch, tokens) int64 as in `base`. Returns (batch, heads, tokens,
+    value width) in the dtype of v. Memory is linear in tokens for "chunkwise" and "recurrent", quadratic for
+    "parallel". The memory is kept in float32 in every dtype, and autocast is left out: a sum over thousands of
+    tokens does not fit bfloat16.
+    """
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        if form == "recurrent":
+            return _recurrent(q, k, v, log_decay, state, segment_ids)
+        tokens = q.shape[-2]
+        chunk = tokens if form == "parallel" else min(chunk_size, tokens)
+        return _chunked(q, k, v, log_decay, state, segment_ids, chunk)
+
+
+def _chunked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    state: RetentionState | None,
+    segment_ids: torch.Tensor | None,
+    chunk: int,
+) -> tuple[torch.Tensor, RetentionState]:
+    """Eq. 7 for all chunks at once; with one chunk over all tokens this is the parallel form, eq. 5."""
+    tokens = q.shape[-2]
+    if segment_ids is None:
+        paths = _plain_paths(tokens, chunk, q.device)
+    else:
+        paths = _segment_paths(segment_ids, chunk)
+    powers = _power_table(log_decay, tokens)
+    q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))  # (B, H, N, C, width)
+
+    scores = (q @ k.transpose(-1, -2)) * _decays(powers, paths.pair, q.dtype)
+    out = scores @ v
+
+    # What every chunk adds to the memory at its end, after the memory that came in (the 0th, empty without state).
+    added = (k * _decays(powers, paths.write, k.dtype).unsqueeze(-1)).transpose(-1, -2) @ v
+    added = added.to(torch.float32)  # (B, H, N, dk, dv)
+    join = _decays(powers, paths.join, torch.float32)  # (b, H, N + 1, N + 1)
+    if state is None:
+        join = join[..., 1:]
+    else:
+        added = torch.cat((state.memory.unsqueeze(2), added), dim=2)
+    memories = (join @ added.flatten(-2)).unflatten(-1, added.shape[-2:])  # (B, H, N + 1, dk, dv)
+
+    if state is not None or k.shape[2] > 1:
+        before = memories[:, :, :-1].to(v.dtype)
+        out = out + (q * _decays(powers, paths.read, q.dtype).unsqueeze(-1)) @ before
+    # A copy, or the state would keep the memories of all chunks alive.
+    return out.flatten(2, 3)[:, :, :tokens], RetentionState(memories[:, :, -1].clone())
+
+
+def _recurrent(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    state: RetentionState | None,
+    segment_ids: torch.Tensor | None,
+) -> tuple[torch.Tensor, RetentionState]:
+    """Eq. 6, one token after the other."""
+    batch, heads, tokens, key_width = q.shape
+    dtype = v.dtype
+    q, k, v = (x.to(torch.float32) for x in (q, k, v))
+    if state is None:
+        memory = q.new_zeros(batch, heads, key_width, v.shape[-1])
+    else:
+        memory = state.memory
+    gamma = log_decay.exp().to(torch.float32)[:, None, None]
+    keep: torch.Tensor | None = None
+    if segment_ids is not None:
+        real = (segment_ids >= 0)[:, None, :, None].to(torch.float32)
+        q, k = q * real, k * real
+        # Padding keeps the memory as it is, a new document drops it, any other token lets it decay.
+        continues = (segment_ids == _current_document(segment_ids)[:, :-1])[:, None, :, None]
+        keep = torch.where(real > 0, torch.where(continues, gamma.squeeze(-1)[:, None], 0.0), 1.0).unsqueeze(-1)
+    outputs = []
+    for t in range(tokens):
+        decayed = memory * (gamma if keep is None else keep[:, :, t])
+        memory = decayed + k[:, :, t, :, None] * v[:, :, t, None, :]
+        outputs.append(q[:, :, t, None, :] @ memory)
+    return torch.cat(outputs, dim=2).to(dtype), RetentionState(memory)
+
+
+def torchscale_parallel_retention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, segment_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The parallel form with the normaliser of TorchScale 0.3.0 (`MultiScaleRetention.parallel_forward`).
+
+    The decays of a query are divided by the root of their sum, and its scores by the size of their own sum where
+    that exceeds one. The second has no recurrent counterpart, so this form alone reproduces TorchScale's outputs at
+    a norm epsilon that is not negligible. Shapes as for `retention`.
+    """
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        tokens = q.shape[-2]
+        paths = _plain_paths(tokens, tokens, q.device) if segment_ids is None else _segment_paths(segment_ids, tokens)
+        decays = _decays(_power_table(log_decay, tokens), paths.pair, torch.float32).squeeze(2)
+        # Padding reads nothing, so its row sums to zero.
+        decays = decays / decays.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        scores = (q @ k.transpose(-1, -2)) * decays.to(q.dtype)
+        scores = scores / scores.detach().sum(dim=-1, keepdim=True).abs().clamp(min=1)
+        return scores @ v
+
+
+def _split_chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
+    """(B, H, T, width) to (B, H, N, C, width); zeros fill the last chunk and, as keys, write nothing."""
+    missing = -x.shape[-2] % chunk
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.unflatten(-2, (-1, chunk))
+
+
+def _power_table(log_decay: torch.Tensor, longest: int) -> torch.Tensor:
+    """gamma^0, ..., gamma^longest, and a last zero for BLOCKED (heads, longest + 2), from float64."""
+    exponents = torch.arange(longest + 1, dtype=torch.float64, device=log_decay.device)
+    return F.pad((log_decay[:, None] * exponents).exp(), (0, 1)).to(torch.float32)
+
+
+def _decays(powers: torch.Tensor, exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """gamma_h^exponent, zero where BLOCKED: (b, ...) int64 to (b, H, ...)."""
+    return powers.to(dtype)[:, exponents].movedim(0, 1)
+
+
+def _plain_paths(tokens: int, chunk: int, device: torch.device) -> _Paths:
+    """Exponents where every token is real and of one document; the same for all rows and, but for the end, chunks."""
+    place = torch.arange(chunk, device=device)
+    pair = place[:, None] - place[None, :]
+    starts = torch.arange(-(-tokens // chunk) + 1, device=device) * chunk  # (N + 1,)
+    boundaries = starts.clamp(max=tokens)
+    write = boundaries[1:, None] - 1 - (starts[:-1, None] + place)
+    join = boundaries[:, None] - boundaries[None, :]
+    # A negative exponent runs backwards in time, and is BLOCKED.
+    pair, write, join = (x.clamp(min=BLOCKED) for x in (pair, write, join))
+    return _Paths(pair[None, None], (place + 1)[None, None], write[None], join[None])
+
+
+def _current_document(segment_ids: torch.Tensor) -> torch.Tensor:
+    """The document that is open before each token and after the last: (B, T) to (B, T + 1)."""
+    return F.pad(segment_ids, (1, 0)).clamp(min=0).cummax(dim=1).values
+
+
+def _segment_paths(segment_ids: torch.Tensor, chunk: int) -> _Paths:
+    """Exponents with padding and document boundaries: real tokens are counted per row, documents do not meet."""
+    segment_ids = F.pad(segment_ids, (0, -segment_ids.shape[1] % chunk), value=-1)
+    count = F.pad((segment_ids >= 0).cumsum(dim=1), (1, 0))  # (B, T + 1) real tokens before each token
+    document = _current_document(segment_ids)[:, ::chunk]  # (B, N + 1) at the chunks' boundaries
+    boundary = count[:, ::chunk]
+    segment = segment_ids.unflatten(1, (-1, chunk))  # (B, N, C)
+    through = count[:, 1:].unflatten(1, (-1, chunk))
+    real = segment >= 0
+
+    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=segment_ids.device).tril()
+    pair = _allow(
+        through[..., :, None] - through[..., None, :],
+        causal & real[..., None, :] & (segment[..., :, None] == segment[..., None, :]),
+    )
+    read = _allow(through - boundary[:, :-1, None], real & (segment == document[:, :-1, None]))
+    write = _allow(boundary[:, 1:, None] - through, real & (segment == document[:, 1:, None]))
+    earlier = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=segment_ids.device).tril()
+    join = _allow(
+        boundary[:, :, None] - boundary[:, None, :], earlier & (document[:, :, None] == document[:, None, :])
+    )
+    return _Paths(pair, read, write, join)
+
+
+def _allow(exponents: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    return torch.where(allowed, exponents, BLOCKED)
+
+
+class Retention(Mixer):
+    """The multi-scale retention block with its projections, rotary positions, per-head norm and gate (eq. 8).
+
+    `value_size` None is twice the hidden size. `chunk_size` only trades speed for memory. `torchscale_normalizer`
+    reproduces TorchScale's parallel outputs, quadratic in the length and without a state.
+    """
+
+    forms = FORMS
+    recurrent = True
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int = 4,
+        value_size: int | None = None,
+        chunk_size: int = 64,
+        norm_eps: float = 1e-6,
+        torchscale_normalizer: bool = False,
+    ) -> None:
+        super().__init__()
+        value_size = 2 * hidden_size if value_size is None else value_size
+        self.num_heads = num_heads
+        self.key_width = head_width(hidden_size, num_heads)
+        if value_size % num_heads:
+            raise ValueError(f"The number of heads ({num_heads}) must divide the value size ({value_size}).")
+        self.value_width = value_size // num_heads
+        if chunk_size < 1:
+            raise ValueError(f"The chunk size must be at least 1, not {chunk_size}.")
+        self.chunk_size = chunk_size
+        self.norm_eps = norm_eps
+        self.torchscale_normalizer = torchscale_normalizer
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
+        self.g_proj = nn.Linear(hidden_size, value_size, bias=False)
+        self.out_proj = nn.Linear(value_size, hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """TorchScale's initialisation: Xavier with gain 2^-2.5, and 2^-1 for the way out."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=2**-2.5)
+        nn.init.xavier_uniform_(self.out_proj.weight, gain=2**-1)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        state: RetentionState | None = None,
+    ) -> tuple[torch.Tensor, RetentionState | None]:
+        cos, sin = rotation(positions, retnet_frequencies(self.key_width, hidden.device))
+        q = rotate_pairs(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin)
+        k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin)
+        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
+        q, k, v = (x.transpose(1, 2) for x in (q, k * self.key_width**-0.5, v))
+        log_decay = retnet_log_decay(self.num_heads, hidden.device)
+        new_state: RetentionState | None = None
+        if self.torchscale_normalizer:
+            if state is not None or self.form in ("chunkwise", "recurrent"):
+                raise ValueError(
+                    "TorchScale's normaliser exists in the parallel form alone: run the model without a cache "
+                    "(use_cache=False) and leave the form unset."
+                )
+            out = torchscale_parallel_retention(q, k, v, log_decay, segment_ids)
+        else:
+            form = self.form or self._default_form(hidden.shape[1])
+            out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)
+        out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps).flatten(-2)
+        return self.out_proj(F.silu(self.g_proj(hidden)) * out), new_state
+
+    def _default_form(self, tokens: int) -> str:
+        if tokens == 1:
+            return "recurrent"
+        return "parallel" if tokens <= self.chunk_size else "chunkwise"
+
+    def core_flops_per_token(self, sequence_length: int) -> float:
+        """Products within the chunk (mask not skipped), writing the memory and reading it."""
+        chunk = min(self.chunk_size, sequence_length)
+        key_size = self.num_heads * self.key_width
+        value_size = self.num_heads * self.value_width
+        return 2 * chunk * (key_size + value_size) + 4 * self.key_width * value_size

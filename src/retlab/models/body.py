@@ -1,0 +1,126 @@
+"""The body of every model: a stack of residual blocks x + mixer(norm(x)) from embeddings to hidden states.
+
+Nothing here knows which mixers it holds: it passes them hidden states, positions, documents and their own states.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..mixers import MIXERS, Mixer
+from ..mixers.base import MixerState
+
+States = list[MixerState | None]
+"""One state per block, in order; see `retlab.mixers.base`."""
+
+
+class BodyOutput(NamedTuple):
+    """Normed hidden states (batch, tokens, hidden_size), the blocks' states, and the layers' hidden states if asked."""
+
+    hidden: torch.Tensor
+    states: States
+    hidden_states: tuple[torch.Tensor, ...] | None
+
+
+def build_mixer(hidden_size: int, settings: dict[str, Any]) -> Mixer:
+    """The mixer that an entry of `blocks` names, with the entry's other keys as its settings."""
+    settings = dict(settings)
+    name = settings.pop("name", None)
+    if name not in MIXERS:
+        raise ValueError(f"There is no block named {name!r}: choose one of {', '.join(MIXERS)}.")
+    known = list(inspect.signature(MIXERS[name]).parameters)[1:]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"The block {name!r} has no setting {key!r}; it has {', '.join(known)}.")
+    return MIXERS[name](hidden_size, **settings)
+
+
+class Block(GradientCheckpointingLayer):
+    """One residual block, pre-norm."""
+
+    def __init__(self, hidden_size: int, settings: dict[str, Any], norm_eps: float, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+        self.mixer = build_mixer(hidden_size, settings)
+        self.dropout = dropout
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        segment_ids: torch.Tensor | None,
+        state: MixerState | None,
+    ) -> tuple[torch.Tensor, MixerState | None]:
+        out, state = self.mixer(self.norm(hidden), positions, segment_ids, state)
+        return hidden + F.dropout(out, self.dropout, self.training), state
+
+
+class Body(nn.Module):
+    """`num_layers` times the list `blocks`, and a last norm."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        blocks: list[dict[str, Any]],
+        num_layers: int,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.blocks_per_layer = len(blocks)
+        self.dropout = dropout
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, settings, norm_eps, dropout) for _ in range(num_layers) for settings in blocks
+        )
+        self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        states: States | None = None,
+        output_hidden_states: bool = False,
+    ) -> BodyOutput:
+        """Hidden states of `embeddings` (batch, tokens, hidden_size); the other arguments as in `mixers.base`.
+
+        `positions` None counts from 0. The hidden states are the embeddings and the output of every layer, the last
+        one normed.
+        """
+        if positions is None:
+            positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        hidden = F.dropout(embeddings, self.dropout, self.training)
+        seen = [hidden]
+        new_states: States = []
+        for index, block in enumerate(self.blocks):
+            hidden, state = block(hidden, positions, segment_ids, states[index] if states else None)
+            new_states.append(state)
+            if output_hidden_states and (index + 1) % self.blocks_per_layer == 0:
+                seen.append(hidden)
+        hidden = self.norm(hidden)
+        return BodyOutput(hidden, new_states, (*seen[:-1], hidden) if output_hidden_states else None)
+
+
+def relative_segments(
+    segment_ids: torch.Tensor, previous: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number the documents of one call as mixers expect it, and say which document is open at its end.
+
+    `segment_ids` (batch, tokens) int64: any number per document, the same for neighbours of one document; negative
+    is padding. `previous` (batch,) is the document open before the call, -1 for none. Returns (batch, tokens), with
+    -1 for padding, 0 for the document that was open (or the first), 1, 2, ... for those that begin; and (batch,).
+    """
+    if previous is None:
+        previous = segment_ids.new_full((segment_ids.shape[0],), -1)
+    real = segment_ids >= 0
+    with_previous = torch.cat((previous[:, None], segment_ids), dim=1)
+    # The document open after each token: that of the last real token up to it.
+    place = torch.arange(with_previous.shape[1], device=segment_ids.device)
+    last_real = torch.where(with_previous >= 0, place, 0).cummax(dim=1).values
+    open_after = with_previous.gather(1, last_real)
+    begins = real & (open_after[:, :-1] >= 0) & (segment_ids != open_after[:, :-1])
+    return torch.where(real, begins.cumsum(dim=1), -1), open_after[:, -1]

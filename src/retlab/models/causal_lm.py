@@ -1,0 +1,291 @@
+"""Causal language models over the body, as real Hugging Face models: `RetNetModelHF` and its relatives."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+
+from ..mixers import Mixer
+from .body import Body, BodyOutput, relative_segments
+from .cache import StateCache
+from .configuration import DecoderConfig, HybridConfig, ModelConfig, RetNetConfig
+
+logger = logging.get_logger(__name__)
+
+
+class CausalLM(PreTrainedModel, GenerationMixin):
+    """Embedding, body and output projection; what the architectures share.
+
+    `config` is a configuration, a model folder, a configuration file (JSON), or None for the defaults; keyword
+    arguments override single fields. The weights are new: `from_pretrained` loads trained ones.
+    """
+
+    config_class: type[ModelConfig]
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embed_tokens.weight"}
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+
+    def __init__(self, config: ModelConfig | str | Path | None = None, **overrides: Any) -> None:
+        config = self._resolve_config(config, overrides)
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.body = Body(
+            config.hidden_size, config.block_list(), config.num_hidden_layers, config.rms_norm_eps, config.dropout
+        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_type = "ForCausalLM"
+        if not config.use_cache:
+            self.generation_config.use_cache = False
+        self.post_init()
+
+    @classmethod
+    def _resolve_config(cls, config: ModelConfig | str | Path | None, overrides: dict[str, Any]) -> ModelConfig:
+        if isinstance(config, str | Path):
+            if not Path(config).exists():
+                raise ValueError(f"{config} is neither a model folder nor a configuration file.")
+            read = cls.config_class.get_config_dict(config)[0]
+            saved_for = read.get("model_type", cls.config_class.model_type)
+            if saved_for != cls.config_class.model_type:
+                raise ValueError(f"{config} describes a {saved_for} model, not a {cls.config_class.model_type}.")
+            return cls.config_class(**{**read, **overrides})
+        if config is None:
+            return cls.config_class(**overrides)
+        if not isinstance(config, cls.config_class):
+            raise ValueError(f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}.")
+        return cls.config_class(**{**config.to_dict(), **overrides}) if overrides else config
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """TorchScale's initialisation: N(0, 1 / hidden_size) for embedding and head, the mixers' own for the rest."""
+        if isinstance(module, Mixer):
+            module.reset_parameters()
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Embedding) or module is self.lm_head:
+            nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
+            padding = getattr(module, "padding_idx", None)
+            if padding is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                with torch.no_grad():
+                    module.weight[padding].zero_()
+
+    def get_params(self) -> dict[str, Any]:
+        """The hyperparameters as plain values."""
+        return {"architecture": self.config.architecture, **self.config.get_params()}
+
+    def set_form(self, form: str | None) -> None:
+        """Have every mixer that has several forms compute this one; None lets each choose by the length."""
+        mixers = [module for module in self.modules() if isinstance(module, Mixer) and module.forms]
+        if form is not None and not mixers:
+            raise ValueError(f"{type(self).__name__} has no mixer with more than one form.")
+        for mixer in mixers:
+            mixer.set_form(form)
+
+    def new_cache(self) -> StateCache:
+        """An empty cache, as `past_key_values` takes it."""
+        return StateCache()
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        output_hidden_states: bool = False,
+    ) -> BodyOutput:
+        """Everything but the output projection; the arguments are those of `forward`.
+
+        A cache that is passed is brought up to date.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds, and not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+        cache = past_key_values
+        documents, open_document = self._documents(inputs_embeds, attention_mask, segment_ids, cache)
+        if position_ids is None:
+            position_ids = _positions(inputs_embeds, documents, cache)
+        out = self.body(
+            inputs_embeds, position_ids, documents, cache.states if cache is not None else None, output_hidden_states
+        )
+        if cache is not None:
+            _update(cache, out, documents, open_document)
+        return out
+
+    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.embed_tokens(input_ids)
+        except IndexError as error:
+            raise ValueError(
+                f"The token ids reach from {int(input_ids.min())} to {int(input_ids.max())}, but the model's "
+                f"vocabulary has {self.embed_tokens.num_embeddings} tokens: was the text encoded with its tokenizer?"
+            ) from error
+
+    def _documents(
+        self,
+        embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        cache: StateCache | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Documents as mixers number them, None without padding and boundaries; and the document open at the end."""
+        mask = _mask_of_piece(embeddings, attention_mask, cache)
+        previous = cache.documents if cache is not None else None
+        if segment_ids is None:
+            return (None if mask is None else torch.where(mask, 0, -1)), previous
+        if segment_ids.shape != embeddings.shape[:2]:
+            raise ValueError(
+                f"segment_ids has the shape {tuple(segment_ids.shape)}, but the tokens {tuple(embeddings.shape[:2])}."
+            )
+        if mask is not None:
+            segment_ids = torch.where(mask, segment_ids, -1)
+        return relative_segments(segment_ids, previous)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        segment_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (batch, tokens, vocab_size) of the next tokens.
+
+        `attention_mask` (batch, tokens), or with everything in the cache before them, is zero at padding, on either
+        side. `segment_ids` (batch, tokens) says which document a token belongs to (negative is padding): nothing
+        crosses a boundary. `labels` are the input ids themselves, -100 where there is no target: they are shifted
+        here, and the loss is the mean over the targets. `position_ids` only turn rotary angles. `logits_to_keep`
+        computes the logits of the last n tokens (0: of all), or of the places that a tensor lists. The models have
+        no attention weights to return, so `attentions` is always None.
+        """
+        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if output_attentions:
+            logger.warning_once(f"{type(self).__name__} computes no attention weights: `attentions` stays None.")
+        cache = self._cache_for(past_key_values, use_cache)
+        out = self.encode(
+            input_ids, attention_mask, segment_ids, inputs_embeds, position_ids, cache, bool(output_hidden_states)
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(out.hidden[:, kept] if not isinstance(kept, slice) or logits_to_keep else out.hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=cache, hidden_states=out.hidden_states
+        )
+
+    def _cache_for(self, cache: Cache | None, use_cache: bool | None) -> StateCache | None:
+        """The cache to read and update: the caller's, a new one, or none."""
+        if cache is not None and not isinstance(cache, StateCache):
+            raise ValueError(
+                f"past_key_values must be a cache that this model returned, or its new_cache(), not a "
+                f"{type(cache).__name__}."
+            )
+        if use_cache is None:
+            use_cache = cache is not None or (self.config.use_cache and not self.training)
+        if not use_cache or cache is not None:
+            return cache
+        return self.new_cache()
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Have `generate()` start from this model's own cache, where transformers would make one of keys and values."""
+        if generation_config.use_cache is False or model_kwargs.get("past_key_values") is not None:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        elif generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(f"{type(self).__name__} has its own cache: leave cache_implementation unset.")
+        else:
+            model_kwargs["past_key_values"] = self.new_cache()
+
+
+def _mask_of_piece(
+    embeddings: torch.Tensor, attention_mask: torch.Tensor | None, cache: StateCache | None
+) -> torch.Tensor | None:
+    """The mask of the tokens of this call (batch, tokens) bool, or None where all of them are real."""
+    if attention_mask is None:
+        return None
+    batch, tokens = embeddings.shape[:2]
+    seen = 0 if cache is None else cache.seen
+    allowed = {(batch, tokens), (batch, seen + tokens)}
+    if tuple(attention_mask.shape) not in allowed:
+        shapes = " or ".join(str(shape) for shape in sorted(allowed))
+        raise ValueError(f"attention_mask has the shape {tuple(attention_mask.shape)}, but must have {shapes}.")
+    mask = attention_mask[:, -tokens:] != 0
+    # Most masks say nothing; without one the mixers take their fast path. A compiled graph cannot look.
+    if not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask
+
+
+def _positions(
+    embeddings: torch.Tensor, documents: torch.Tensor | None, cache: StateCache | None
+) -> torch.Tensor:
+    """Real tokens before each token of its row (batch or 1, tokens)."""
+    if documents is None:
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+    else:
+        positions = ((documents >= 0).cumsum(dim=1) - 1).clamp(min=0)
+    if cache is not None and cache.lengths is not None:
+        positions = positions + cache.lengths[:, None]
+    return positions
+
+
+def _update(
+    cache: StateCache, out: BodyOutput, documents: torch.Tensor | None, open_document: torch.Tensor | None
+) -> None:
+    """Move the cache past the tokens of this call."""
+    batch, tokens = out.hidden.shape[:2]
+    if documents is None:
+        new = torch.full((batch,), tokens, device=out.hidden.device)
+    else:
+        new = (documents >= 0).sum(dim=1)
+    cache.states = out.states
+    cache.lengths = new if cache.lengths is None else cache.lengths + new
+    cache.documents = torch.full_like(new, -1) if open_document is None else open_document
+    cache.seen += tokens
+
+
+class RetNetModelHF(CausalLM):
+    """A RetNet: retention and a gated linear unit per layer, constant memory per generated token."""
+
+    config_class = RetNetConfig
+    _is_stateful = True
+
+
+class TransformerModelHF(CausalLM):
+    """A Transformer with rotary positions, and otherwise the RetNet's feed-forward, norms and initialisation."""
+
+    config_class = DecoderConfig
+
+
+class HybridModelHF(CausalLM):
+    """A model of any list of blocks."""
+
+    config_class = HybridConfig
+    _is_stateful = True
+
+
+MODELS: dict[str, type[CausalLM]] = {
+    model.config_class.architecture: model for model in (RetNetModelHF, TransformerModelHF, HybridModelHF)
+}
+"""The model class of every architecture."""
+
+for _model in MODELS.values():
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)

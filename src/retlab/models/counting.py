@@ -1,0 +1,80 @@
+"""Parameter and operation counts, and the feed-forward width that makes two models comparable."""
+
+from typing import NamedTuple
+
+import torch
+
+from retlab.models.body import Body
+from retlab.models.configuration import HybridConfig, ModelConfig
+
+
+class ParameterCount(NamedTuple):
+    """Parameters of a model; `embedding` counts the embedding matrix and, unless tied, the output projection."""
+
+    total: int
+    embedding: int
+    non_embedding: int
+
+
+def _body(config: ModelConfig) -> Body:
+    """The model's body without storage behind its weights."""
+    with torch.device("meta"):
+        return Body(config.hidden_size, config.block_list(), config.num_hidden_layers, config.rms_norm_eps)
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count the parameters of the model that a configuration describes, without building its weights."""
+    non_embedding = sum(parameter.numel() for parameter in _body(config).parameters())
+    embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return ParameterCount(non_embedding + embedding, embedding, non_embedding)
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Floating point operations per trained token, forward and backward: 6 M + 3 sum over blocks of core(T).
+
+    M counts the weights that multiply a token: the body and the output projection, not the looked-up embedding.
+    core(T) is a mixer's forward work per token that no weight accounts for: 2 T d for causal attention of width d
+    (the half of the square that the mask leaves), 2 C (d + v) + 4 w v for chunkwise retention with key width w per
+    head, values of width v and chunks of C tokens. The backward pass costs twice the forward pass; recomputation by
+    gradient checkpointing is not counted.
+    """
+    body = _body(config)
+    weights = sum(parameter.numel() for parameter in body.parameters()) + config.vocab_size * config.hidden_size
+    core = sum(block.mixer.core_flops_per_token(sequence_length) for block in body.blocks)
+    return 6.0 * weights + 3.0 * core
+
+
+def with_intermediate_size(config: ModelConfig, intermediate_size: int) -> ModelConfig:
+    """The configuration with another feed-forward width; in a hybrid, that of all its `glu` blocks."""
+    values = config.to_dict()
+    if isinstance(config, HybridConfig):
+        values["blocks"] = [
+            {**block, "intermediate_size": intermediate_size} if block["name"] == "glu" else block
+            for block in config.blocks
+        ]
+    else:
+        values["intermediate_size"] = intermediate_size
+    return type(config)(**values)
+
+
+def match_intermediate_size(config: ModelConfig, target_parameters: int, tolerance: float = 0.01) -> int:
+    """The feed-forward width that brings the parameter count closest to `target_parameters`.
+
+    A multiple of 8 is preferred where it lies within a tenth of the tolerance. A ValueError says that none lies
+    within the tolerance.
+    """
+    smallest = count_parameters(with_intermediate_size(config, 1)).total
+    per_unit = count_parameters(with_intermediate_size(config, 2)).total - smallest
+    if per_unit == 0:
+        raise ValueError("This model has no feed-forward block whose width could match the number of parameters.")
+    # The count is linear in the width.
+    exact = 1 + (target_parameters - smallest) / per_unit
+    candidates = [(max(8, 8 * round(exact / 8)), tolerance / 10), (max(1, round(exact)), tolerance)]
+    for width, allowed in candidates:
+        if abs(smallest + (width - 1) * per_unit - target_parameters) <= allowed * target_parameters:
+            return width
+    width = candidates[-1][0]
+    raise ValueError(
+        f"No intermediate_size brings the model within {tolerance:.0%} of {target_parameters:,} parameters: the "
+        f"closest, {width}, gives {smallest + (width - 1) * per_unit:,}. Change its other sizes."
+    )

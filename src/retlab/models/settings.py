@@ -1,0 +1,70 @@
+"""The `model` section of the YAML file, generated from the same fields as the Hugging Face configurations."""
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, create_model, model_validator
+
+from retlab.models.fields import FIELDS, ModelFields
+from retlab.section import Section
+
+
+_MATCH = (
+    "A configuration, run folder or model folder: intermediate_size becomes the width that brings the number of "
+    "parameters within 1 % of that model's."
+)
+
+
+class ModelSettings(Section):
+    """What the sections of all architectures share beside the fields of their model."""
+
+    fields_class: ClassVar[type[ModelFields]]
+    architecture: str
+
+    def model_fields_as_dict(self) -> dict[str, Any]:
+        """The fields that the model's own configuration takes; a vocab_size of None is left out."""
+        values = {name: getattr(self, name) for name in self.fields_class.__dataclass_fields__}
+        if values["vocab_size"] is None:
+            del values["vocab_size"]
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.fields_class(**self.model_fields_as_dict()).check()
+        return self
+
+
+def _schema_entry(item: dataclasses.Field[Any]) -> tuple[Any, Any]:
+    kind, description = item.type, item.metadata["doc"]
+    if item.name == "vocab_size":
+        return int | None, Field(default=None, description=f"{description} Null is the tokenizer's.", ge=1)
+    if item.default_factory is not dataclasses.MISSING:
+        return kind, Field(default_factory=item.default_factory, description=description)
+    return kind, Field(default=item.default, description=description, **item.metadata["bounds"])
+
+
+def _section(name: str, architecture: str, doc: str) -> type[ModelSettings]:
+    """The section of one architecture: its name as discriminator, then the fields of its model."""
+    fields_class = FIELDS[architecture]
+    entries: dict[str, Any] = {
+        "architecture": (
+            Literal[architecture],  # type: ignore[valid-type]
+            Field(default=architecture, description="Which model: retnet, transformer or hybrid."),
+        )
+    }
+    entries |= {item.name: _schema_entry(item) for item in dataclasses.fields(fields_class)}
+    entries["match_parameters_of"] = (str | None, Field(default=None, description=_MATCH))
+    section = create_model(name, __base__=ModelSettings, __doc__=doc, __module__=__name__, **entries)
+    section.fields_class = fields_class
+    return section
+
+
+RetNetSection = _section("RetNetSection", "retnet", "A RetNet.")
+TransformerSection = _section("TransformerSection", "transformer", "A Transformer.")
+HybridSection = _section("HybridSection", "hybrid", "A model of any blocks.")
+
+ModelSection = Annotated[
+    RetNetSection | TransformerSection | HybridSection,  # type: ignore[valid-type]
+    Field(discriminator="architecture"),
+]
+"""The `model` section: one of the three, told apart by `architecture`."""
