@@ -150,7 +150,7 @@ def damage(folder: Path, manifest: dict[str, Any], verify: bool) -> str | None:
     Sizes and times are compared; contents where the times differ (a copied folder) and with `verify`.
     """
     times = manifest["volatile"]["times"]
-    for name, entry in manifest["outputs"].items():
+    for name, entry in (manifest["outputs"] | manifest["volatile"].get("files", {})).items():
         file = folder / name
         try:
             status = file.stat()

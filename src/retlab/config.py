@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
-from retlab.models.settings import ModelSection, RetNetSection
 
 from retlab import yaml_file
 from retlab.config_checks import cross_section_errors
@@ -15,6 +14,7 @@ from retlab.data.settings import DataSection, TokenizerSection
 from retlab.emissions import EmissionsSection
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
+from retlab.models.settings import ModelSection, RetNetSection
 from retlab.section import ProjectPath, Section, absolute
 from retlab.training.settings import TrainSection
 
@@ -79,7 +79,7 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     problems += _null_words(values, source)
     config, invalid = _validate(values, source)
     problems += invalid
-    if config is not None and not problems:
+    if config is not None:
         config = _complete(config)
         problems += [source.sentence(path, message) for path, message in cross_section_errors(config)]
     if problems or config is None:
@@ -94,10 +94,10 @@ def dump_config(config: ExperimentConfig) -> str:
 
 def _complete(config: ExperimentConfig) -> ExperimentConfig:
     """Fill in what depends on the name: the folders of data, tokens and tokenizer."""
-    data = config.data.model_copy(update={"folder": config.data.folder or absolute(f"data/{config.name}")})
-    assert data.folder is not None
-    data = data.model_copy(update={"tokens_folder": data.tokens_folder or data.folder / "tokens"})
-    tokenizer = config.tokenizer.model_copy(update={"folder": config.tokenizer.folder or data.folder / "tokenizer"})
+    folder = config.data.folder or absolute(f"data/{config.name}")
+    tokens_folder = config.data.tokens_folder or folder / "tokens"
+    data = config.data.model_copy(update={"folder": folder, "tokens_folder": tokens_folder})
+    tokenizer = config.tokenizer.model_copy(update={"folder": config.tokenizer.folder or folder / "tokenizer"})
     return config.model_copy(update={"data": data, "tokenizer": tokenizer})
 
 
@@ -141,7 +141,8 @@ def _explain(error: dict[str, Any], values: Any) -> tuple[yaml_file.KeyPath, str
     path: list[str | int] = []
     here, section, value = values, ExperimentConfig, None
     for step in error["loc"]:
-        if (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int) and step < len(here)):
+        in_mapping = isinstance(here, dict) and step in here
+        if in_mapping or (isinstance(here, list) and isinstance(step, int) and step < len(here)):
             path.append(step)
             here = value = here[step]
         elif error["type"] == "missing" and step == error["loc"][-1]:

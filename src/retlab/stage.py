@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ SCRIPTS = {
     "evaluate_model": "scripts/06_evaluate_model.sh",
 }
 _VERSIONED = (
-    "torch", "transformers", "tokenizers", "pytorch-lightning", "pyarrow", "dask", "numpy", "huggingface-hub", "codecarbon",
-)  # fmt: skip
+    ["torch", "transformers", "tokenizers", "pytorch-lightning", "pyarrow", "dask", "numpy", "huggingface-hub", "codecarbon", "safetensors"]
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -66,6 +67,7 @@ class Stage:
         part: which of several outputs of the stage this is, such as the split.
         sources: what is known of inputs outside the pipeline, such as sizes and times of files.
         files: publish single files into `output` in place of the whole folder.
+        volatile_files: files of the output that tell of time or energy, so that they are no part of its identity.
         resumable: an interrupted attempt with the same settings and inputs is continued.
         handles_signals: the work watches `stop_requested` itself and leaves by raising Interrupted.
     """
@@ -82,6 +84,7 @@ class Stage:
         part: str = "",
         sources: dict[str, Any] | None = None,
         files: bool = False,
+        volatile_files: Sequence[str] = (),
         resumable: bool = False,
         handles_signals: bool = False,
     ) -> None:
@@ -89,6 +92,7 @@ class Stage:
         self.label = f"{name} {part}" if part else name
         self.inputs, self.output = list(inputs), output
         self.files, self.resumable, self.handles_signals = files, resumable, handles_signals
+        self.volatile_files = volatile_files
         self.volatile: dict[str, Any] = {}
         """Facts of this attempt for the manifest's volatile part, such as speeds."""
         self._described = {"settings": settings, "sources": sources or {}}
@@ -134,7 +138,7 @@ class Stage:
             return True
         with contextlib.ExitStack() as stack:
             for folder in self.inputs:
-                stack.enter_context(artifacts.lock(folder, False, lambda f=folder: self._waiting(f)))
+                stack.enter_context(artifacts.lock(folder, False, partial(self._waiting, folder)))
             self._check_inputs()
             if self._is_current():
                 return False
@@ -193,12 +197,12 @@ class Stage:
 
     def _prepare(self) -> None:
         """Make the partial folder; an earlier one stays only if it belongs to the same work."""
-        partial, claim = self._partial, self._partial / ".claim.json"
+        unfinished, claim = self._partial, self._partial / ".claim.json"
         described = {**self._describe(), "force": self.command.force}
-        if partial.exists() and not (self.resumable and artifacts.read_json(claim) == described):
-            shutil.rmtree(partial)
-        if not partial.exists():
-            partial.mkdir()
+        if unfinished.exists() and not (self.resumable and artifacts.read_json(claim) == described):
+            shutil.rmtree(unfinished)
+        if not unfinished.exists():
+            unfinished.mkdir()
             if self.resumable:
                 artifacts.write_json(claim, described)
 
@@ -215,6 +219,7 @@ class Stage:
             raise
         (self._partial / ".claim.json").unlink(missing_ok=True)
         outputs, times = artifacts.describe_outputs(self._partial)
+        volatile_outputs = {name: outputs.pop(name) for name in self.volatile_files if name in outputs}
         manifest = {
             **self._describe(),
             "report": report,
@@ -228,6 +233,7 @@ class Stage:
                 "energy_kwh": energy.energy_kwh,
                 "emissions_kg": energy.emissions_kg,
                 **self.volatile,
+                "files": volatile_outputs,
                 "times": times,
             },
         }

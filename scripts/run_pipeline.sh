@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All stages of one experiment, in order; what is up to date is left as it is.
+#   bash scripts/run_pipeline.sh CONFIG [key=value ...] [--force] [--verify]
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Everything that is wrong with the configuration is said before the first stage starts.
+bash "$here/run_stage.sh" check_config "$@" --quiet
+for script in "$here"/0[1-6]_*.sh; do
+  bash "$script" "$@"
+done

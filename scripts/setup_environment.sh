@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Make .venv and install the pinned requirements into it; quick when that is done already.
+#   bash scripts/setup_environment.sh [test]
+# With `test`, what the tests and linters need is installed too. PYTHON chooses the interpreter.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+venv=$root/.venv
+
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+find_python() {
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    if command -v "$candidate" >/dev/null &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "Python 3.11 or newer is needed and none was found; install it with: sudo apt-get install python3 python3-venv"
+}
+
+has_nvidia_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+
+# The CPU build of torch saves gigabytes where there is no GPU; its index is used only where it answers.
+cpu_index=https://download.pytorch.org/whl/cpu
+torch_index() {
+  if ! has_nvidia_gpu && "$venv/bin/python" - "$cpu_index" <<'PY' 2>/dev/null
+import sys, urllib.request
+urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)
+PY
+  then
+    printf '%s\n' --extra-index-url "$cpu_index"
+  fi
+}
+
+requirements=(-r requirements.txt)
+[ "${1:-}" = test ] && requirements+=(-r tests/requirements.txt)
+wanted=$(for word in "${requirements[@]}"; do [ "$word" = -r ] || cat "$word"; done | sha256sum | cut -d' ' -f1)
+marker=$venv/.installed-${1:-run}
+if [ -f "$marker" ] && [ "$(cat "$marker")" = "$wanted" ]; then
+  exit 0
+fi
+
+if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  python=$(find_python)
+  "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "the venv module of $python is missing; install it with: sudo apt-get install python3-venv"
+  printf 'making .venv with %s\n' "$("$python" --version)"
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+fi
+printf 'installing the pinned requirements into .venv (some minutes the first time)\n'
+pip=("$venv/bin/python" -m pip --disable-pip-version-check -q)
+mapfile -t index < <(torch_index)
+# torch first and alone: nothing else may choose another build of it.
+"${pip[@]}" install "${index[@]}" "$(grep '^torch==' requirements.txt)"
+"${pip[@]}" install "${requirements[@]}"
+"${pip[@]}" install --no-deps --editable .
+printf '%s\n' "$wanted" > "$marker"

@@ -1,0 +1,204 @@
+"""The configuration: precedence, every error at once with its place, the template, the resolved copy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retlab.config import ExperimentConfig, dump_config, load_config
+from retlab.config_template import render_schema, render_template
+from retlab.errors import UserError
+from retlab.section import PROJECT_ROOT
+
+CONFIGS = PROJECT_ROOT / "configs"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(text)
+    return file
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_config(write(folder, text), overrides)
+    return str(caught.value).splitlines()
+
+
+def test_default_file_override_precedence(tmp_path: Path) -> None:
+    file = write(tmp_path, "train:\n  learning_rate: 2e-4\n  batch_size: 8\n")
+    config = load_config(file, ["train.batch_size=16"])
+    assert (config.train.learning_rate, config.train.batch_size, config.train.epsilon) == (2e-4, 16, 1e-8)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", "+1e-4"])
+def test_numbers_with_exponent_are_numbers(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, f"train: {{learning_rate: {text}}}")).train.learning_rate == 1e-4
+
+
+def test_overrides_reach_list_items_and_union_members(tmp_path: Path) -> None:
+    file = write(tmp_path, "train:\n  parameter_groups:\n    - {match: a}\n    - {match: b}\n")
+    config = load_config(
+        file,
+        [
+            "train.parameter_groups.1.frozen=true",
+            "train.parameter_groups[0].match=c",
+            "train.schedule={name: step, step_size: 3}",
+            "train.schedule.gamma=0.5",
+        ],
+    )
+    assert [(group.match, group.frozen) for group in config.train.parameter_groups] == [("c", False), ("b", True)]
+    assert config.train.schedule.dump() == {"warmup_steps": 0, "name": "step", "step_size": 3, "gamma": 0.5}
+
+
+def test_all_errors_at_once_with_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
+    text = """name: x
+seeed: 1
+data:
+  sequence_length: -4
+  packing: paked
+train:
+  learning_rate: fast
+  schedule: {name: cosin}
+"""
+    found = problems(tmp_path, text)
+    assert len(found) == 5, found
+    joined = {line.split(": ")[1]: line for line in found}
+    assert "mine.yaml:2: seeed: unknown key; did you mean 'seed'?" in joined["seeed"]
+    assert "mine.yaml:4:" in joined["data.sequence_length"]
+    assert "-4" in joined["data.sequence_length"]
+    assert "greater than or equal to 1" in joined["data.sequence_length"]
+    assert "did you mean 'packed'" in joined["data.packing"]
+    assert "'padded'" in joined["data.packing"]
+    assert "mine.yaml:7:" in joined["train.learning_rate"]
+    assert "'fast'" in joined["train.learning_rate"]
+    assert "mine.yaml:8:" in joined["train.schedule.name"]
+    assert "did you mean 'cosine'" in joined["train.schedule.name"]
+
+
+def test_errors_in_union_members_and_list_items_have_their_plain_key_path(tmp_path: Path) -> None:
+    text = (
+        "train:\n  schedule:\n    name: step\n    step_sise: 4\n  parameter_groups:\n    - {match: a, frosen: true}\n"
+    )
+    found = problems(tmp_path, text)
+    assert any("mine.yaml:4: train.schedule.step_sise: unknown key; did you mean 'step_size'" in line for line in found)
+    assert any("train.schedule.step_size: this key is required" in line for line in found)
+    assert any("mine.yaml:6: train.parameter_groups.0.frosen: unknown key; did you mean 'frozen'" in x for x in found)
+
+
+def test_an_error_in_an_override_names_the_override(tmp_path: Path) -> None:
+    found = problems(tmp_path, "name: x\n", "train.batch_size=many", "data.sequence_lenght=5", "nonsense")
+    assert any("command line (train.batch_size=many): train.batch_size: found 'many'" in line for line in found)
+    assert any("command line" in line and "did you mean 'sequence_length'" in line for line in found)
+    assert any("'nonsense' is not of the form key.path=value" in line for line in found)
+
+
+@pytest.mark.parametrize("override", ["train.parameter_groups.2.frozen=true", "name.x=1", "=3", "a..b=1", "seed=[1"])
+def test_overrides_that_reach_nothing_are_named(tmp_path: Path, override: str) -> None:
+    file_text = "name: n\ntrain: {parameter_groups: [{match: a}]}"
+    assert any("command line" in line for line in problems(tmp_path, file_text, override))
+
+
+@pytest.mark.parametrize("word", ["None", '"null"', "'~'"])
+def test_texts_that_mean_nothing_are_refused_with_a_hint(tmp_path: Path, word: str) -> None:
+    assert any("write null" in line for line in problems(tmp_path, f"train:\n  init_from: {word}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("a: [1\nb: 2\n", "mine.yaml:"), ("- 1\n", "mapping"), ("seed: 1\nseed: 2\n", "second time"), ("a: b: c", ":1:")],
+)
+def test_files_that_are_no_mapping_are_named(tmp_path: Path, text: str, place: str) -> None:
+    assert any(place in line for line in problems(tmp_path, text))
+
+
+def test_missing_folder_binary_and_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for path, words in [("no.yaml", "no such file"), (".", "folder"), ("bytes.yaml", "not UTF-8")]:
+        with pytest.raises(UserError, match=words):
+            load_config(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (
+            "model: {architecture: transformer, max_position_embeddings: 64}\ndata: {sequence_length: 65}",
+            "sequence_length",
+        ),
+        ("tokenizer: {vocab_size: 500}\nmodel: {architecture: retnet, vocab_size: 400}", "model.vocab_size"),
+        ("train: {batch_size: 6, micro_batch_size: 4}", "train.batch_size"),
+        ("train: {batch_size: 3, devices: 2}", "train.batch_size"),
+        ("train: {max_steps: 3, max_tokens: 4}", "train"),
+        ("data: {splits: {train: 0.5}}", "data.splits"),
+        ("model: {architecture: retnet, hidden_size: 30, num_attention_heads: 4}", "model"),
+        ("model: {architecture: retnet, value_size: 30, num_attention_heads: 4}", "model"),
+        ("model: {architecture: transformer, hidden_size: 36, num_attention_heads: 4}", "model"),
+        ("emissions: {country: US}", "emissions.country"),
+        ("emissions: {country: XYZ}", "emissions.country"),
+        ("emissions: {country: USA, region: nowhere}", "emissions.region"),
+    ],
+)
+def test_relations_between_keys_are_checked_before_any_compute(tmp_path: Path, text: str, key: str) -> None:
+    found = problems(tmp_path, text)
+    assert len(found) == 1, found
+    assert key in found[0]
+
+
+def test_the_resolved_copy_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = load_config(
+        CONFIGS / "quickstart.yaml", ["seed=7", "train.parameter_groups=[{match: norm, frozen: true}]"]
+    )
+    copy = write(tmp_path, dump_config(config))
+    assert load_config(copy) == config
+
+
+def test_relative_paths_start_at_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(write(tmp_path, "name: n\noutput_dir: elsewhere\ntokenizer: {folder: /abs/tok}\n"))
+    assert config.run_folder == PROJECT_ROOT / "elsewhere" / "n"
+    assert config.data.folder == PROJECT_ROOT / "data" / "n"
+    assert config.tokenizer.folder == Path("/abs/tok")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+    assert "name" in problems(tmp_path, f"name: '{name}'\n")[0]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_configuration_is_valid(file: Path) -> None:
+    load_config(file)
+
+
+def test_template_and_schema_are_those_of_the_code() -> None:
+    assert (CONFIGS / "template_config.yaml").read_text() == render_template(), "run: make template"
+    assert (CONFIGS / "schema.json").read_text() == render_schema(), "run: make template"
+
+
+def test_the_template_holds_every_key_with_its_default() -> None:
+    assert yaml.safe_load(render_template()) == ExperimentConfig().dump()
+    lines = render_template().splitlines()
+    for number, line in enumerate(lines):
+        if line and not line.lstrip().startswith("#"):
+            assert lines[number - 1].lstrip().startswith("#"), f"no comment above: {line}"
+
+
+def test_the_schema_refuses_unknown_keys() -> None:
+    schema = json.loads(render_schema())
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == set(ExperimentConfig.model_fields)
+
+
+def test_loading_a_configuration_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from retlab.config import load_config; load_config(sys.argv[1]);"
+        "print([name for name in ('torch', 'transformers', 'pyarrow', 'dask', 'codecarbon') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(CONFIGS / "quickstart.yaml")]
+    environment = {"PYTHONPATH": str(PROJECT_ROOT / "src"), "PATH": "/usr/bin:/bin"}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert answer.stdout.strip() == "[]"
