@@ -1,22 +1,21 @@
 """Batches from token shards: shuffled for training with an exact position, in file order for measuring."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from retlab.data.blocks import Cutting, Division, SequentialBlocks, TrainBlocks
+from retlab.data.prefetch import ahead
 from retlab.data.settings import DataSection
 from retlab.data.shards import open_shards
-from retlab.data.windows import Windows, WindowStream, document_offsets, to_batch
+from retlab.data.windows import Windows, document_offsets, to_batch
 from retlab.errors import UserError
 
 Batch = dict[str, Any]
 
-# Tokens whose windows are shuffled together: several row groups, a few tens of megabytes.
+# Windows of so many tokens are shuffled together: several row groups, a few tens of megabytes.
 MIX_TOKENS = 2**23
 
 
@@ -24,14 +23,14 @@ class TokenLoader:
     """Endless micro-batches of the train split, shuffled anew in every epoch, from an exact position.
 
     An epoch reads the row groups in an order drawn from (seed, epoch), cuts that stream into windows, and shuffles the
-    windows of `mix_tokens` tokens at a time, a whole number of global batches. What step s holds depends on the data, the
-    seed and the global batch size alone: not on the number of ranks, worker processes or micro-batches, which only share
-    it out. Micro-batch m of rank r is the r-th slice of the m-th part of the global batch. Windows beyond the last full
-    global batch are left out of that epoch (`tail_windows`); another order leaves out others.
+    windows of `mix_tokens` tokens at a time, a whole number of global batches. What a step holds depends on the data,
+    the seed and the global batch size alone. Ranks, worker processes and micro-batches only share it out: micro-batch m
+    of rank r is the r-th slice of the m-th part of the global batch. The windows beyond whole global batches
+    (`tail_windows`), and packed the tokens beyond whole windows, are left out of an epoch; the next leaves out others.
 
     Each `iter()` goes on at `step`, the number of global batches handed out so far. A batch is that of
-    `windows.to_batch`, on the CPU, and `step` (int), the global batch that it belongs to, counted from 0 over all epochs.
-    Every process decodes the row groups that its ranks share, at tens of millions of tokens a second.
+    `windows.to_batch`, on the CPU, with `step` (int): the global batch that it is part of, counted from 0 over all
+    epochs. Every rank decodes all row groups, at tens of millions of tokens a second, and cuts its own windows.
     """
 
     def __init__(
@@ -55,20 +54,31 @@ class TokenLoader:
             folder: token shards of one split.
             global_batch_size: windows of one optimizer step, over all ranks and micro-batches.
             micro_batch_size: windows of one batch; times world_size it divides the global batch size.
+            seed: of the order.
+            eos_id: end-of-text token; opens and ends every document.
+            pad_id: fills up padded windows.
+            rank: which share of each global batch, of `world_size`.
+            world_size: processes that share the work.
+            mix_tokens: tokens whose windows are shuffled together.
 
         Raises:
-            UserError: no readable shards, or less than one window or global batch in them.
+            UserError: no readable shards, or less than one window or one global batch in them.
         """
         assert global_batch_size % (micro_batch_size * world_size) == 0
         self.micro_batches = global_batch_size // (micro_batch_size * world_size)
         self.micro_batch_size, self.workers = micro_batch_size, section.loader_workers
         self.pad_id, self.reset_at_documents = pad_id, section.reset_at_documents
-        self._blocks = _TrainBlocks(
-            section, folder, global_batch_size, micro_batch_size, seed, eos_id, rank, world_size, mix_tokens
+        self._blocks = TrainBlocks(
+            folder,
+            open_shards(folder, section.sequence_length),
+            Cutting(section.sequence_length, section.packing, eos_id),
+            Division(global_batch_size, micro_batch_size, rank, world_size),
+            seed,
+            mix_tokens,
         )
         self.windows_per_epoch: int = self._blocks.windows
         self.steps_per_epoch: int = self._blocks.steps
-        self.tail_windows: int = self.windows_per_epoch - self.steps_per_epoch * global_batch_size
+        self.tail_windows: int = self._blocks.tail
         self.step = 0
 
     def seek(self, step: int) -> None:
@@ -76,7 +86,10 @@ class TokenLoader:
         self.step = step
 
     def state_dict(self) -> dict[str, int]:
-        """Position after the last complete global batch that was handed out, and what it was counted in."""
+        """Position behind the last complete global batch that was handed out, and what it is counted in.
+
+        A consumer that fetches batches before it uses them knows better than this: it should `seek` by its own count.
+        """
         return {"step": self.step, **self._blocks.unit}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -94,15 +107,15 @@ class TokenLoader:
         self.seek(state["step"])
 
     def __iter__(self) -> Iterator[Batch]:
+        size, rows_per_step = self.micro_batch_size, self.micro_batches * self.micro_batch_size
         block, skipped = self._blocks.locate(self.step)
-        for windows in _ahead(self._blocks, block, self.workers):
-            rows = self.micro_batches * self.micro_batch_size
-            for start in range(skipped * rows, len(windows.ids), self.micro_batch_size):
-                part = windows[start : start + self.micro_batch_size]
-                batch: Batch = to_batch(part, self.pad_id, self.reset_at_documents)
+        for windows in ahead(self._blocks, block, self.workers):
+            for start in range(skipped * rows_per_step, len(windows.ids), size):
+                batch: Batch = to_batch(windows.rows(start, start + size), self.pad_id, self.reset_at_documents)
                 batch["step"] = self.step
-                # The last micro-batch completes its step: whoever holds it and saves the position goes on behind it.
-                self.step += (start + self.micro_batch_size) % rows == 0
+                # The last micro-batch completes its step: a position saved by whoever holds it lies behind it.
+                if (start + size) % rows_per_step == 0:
+                    self.step += 1
                 yield batch
             skipped = 0
 
@@ -110,10 +123,10 @@ class TokenLoader:
 class SequentialLoader:
     """All windows of a split once, in file order, the last shorter one included: for validation and test.
 
-    Each `iter()` starts from the beginning. Every rank gets the same number of batches, `len(loader)`; where the last
-    one has fewer windows than there are ranks, a rank without any gets a window whose loss mask is False throughout.
-    A batch is that of `windows.to_batch` and `document_ids`, int64 [B, T]: the number of the document, in file order,
-    that the target belongs to, -1 for padding. Batches are the same whatever their size: it changes no window.
+    Each `iter()` starts from the beginning. A batch is that of `windows.to_batch`, with `document_ids`, int64 [B, T]:
+    the number, in file order, of the document that input and target belong to, -1 for padding. The batch size changes
+    no window. Every rank gets the same number of batches, `len(loader)`; where the last one has fewer windows than
+    there are ranks, a rank without any gets one whose loss mask is False throughout.
     """
 
     def __init__(
@@ -128,239 +141,38 @@ class SequentialLoader:
         world_size: int = 1,
         mix_tokens: int = MIX_TOKENS,
     ) -> None:
-        """Count the shards of a split; `batch_size` is that of one rank.
+        """Count the shards of a split; `batch_size` is in windows of one rank, all else as in `TokenLoader`.
 
         Raises:
             UserError: no readable shards or no documents in them.
         """
         self.pad_id, self.reset_at_documents = pad_id, section.reset_at_documents
-        self._blocks = _SequentialBlocks(section, folder, batch_size, eos_id, rank, world_size, mix_tokens)
+        shards = open_shards(folder, section.sequence_length)
+        cutting = Cutting(section.sequence_length, section.packing, eos_id)
+        division = Division(batch_size * world_size, batch_size, rank, world_size)
+        self._blocks = SequentialBlocks(shards, cutting, division, mix_tokens)
         self.windows: int = self._blocks.windows
-        self.targets: int = self._blocks.targets
-        "Predicted tokens of the split: its tokens and one end of text for each document."
-        self.documents: int = self._blocks.documents
+        self.documents = int(shards.documents.sum())
+        self.targets = int(shards.targets.sum())
+        """Predicted tokens of the split: all its tokens and one end of text for each document."""
 
     def __len__(self) -> int:
-        return len(self._blocks.batches)
+        return self._blocks.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        blocks = self._blocks
-        done = 0
-        for windows in _ahead(blocks, 0, workers=0):
+        numbers = iter(range(len(self)))
+        for windows in ahead(self._blocks, 0, workers=0):
             start = 0
-            for low, high in blocks.batches[done : done + blocks.batches_per_block]:
+            while start < len(windows.ids):
+                low, high = self._blocks.share(next(numbers))
                 rows = max(high - low, 1)
-                yield self._batch(windows[start : start + rows], is_filler=high == low)
-                start, done = start + rows, done + 1
+                yield self._batch(windows.rows(start, start + rows), is_borrowed=high == low)
+                start += rows
 
-    def _batch(self, windows: Windows, is_filler: bool) -> Batch:
+    def _batch(self, windows: Windows, is_borrowed: bool) -> Batch:
         batch: Batch = to_batch(windows, self.pad_id, self.reset_at_documents)
-        documents = torch.from_numpy(np.asarray(windows.documents)[:, None] + document_offsets(windows))
-        batch["document_ids"] = documents.masked_fill(~batch["loss_mask"], -1)
-        if is_filler:
+        if is_borrowed:
             batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
+        documents = torch.from_numpy(windows.documents[:, None] + document_offsets(windows))
+        batch["document_ids"] = documents.masked_fill(~batch["loss_mask"], -1)
         return batch
-
-
-class _Blocks(Dataset[Windows]):
-    """Numbered lots of windows of one rank, in the order in which they are handed out."""
-
-    def __getitem__(self, block: int) -> Windows:
-        raise NotImplementedError
-
-    def numbers(self, first: int) -> Iterator[int]:
-        """The blocks that follow, `first` included."""
-        raise NotImplementedError
-
-
-class _TrainBlocks(_Blocks):
-    """Block k of an epoch: this rank's windows of its k-th lot of global batches, in the order of their steps."""
-
-    def __init__(
-        self,
-        section: DataSection,
-        folder: Path,
-        global_batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        eos_id: int,
-        rank: int,
-        world_size: int,
-        mix_tokens: int,
-    ) -> None:
-        self.section, self.seed, self.eos_id = section, seed, eos_id
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size, self.rank, self.world_size = micro_batch_size, rank, world_size
-        self.shards = open_shards(folder, section.sequence_length)
-        self._streams: dict[int, WindowStream] = {}
-        self.windows = self._stream(0).full_windows
-        self.steps = self.windows // global_batch_size
-        self.steps_per_block = max(1, mix_tokens // (global_batch_size * section.sequence_length))
-        self.blocks = -(-self.steps // self.steps_per_block)
-        if self.windows == 0:
-            raise UserError(
-                f"data.sequence_length {section.sequence_length} is longer than the split in {folder}, which holds"
-                f" {self.shards.targets.sum()} tokens; shorten the window or get more text"
-            )
-        if self.steps == 0:
-            raise UserError(
-                f"{folder} holds {self.windows} windows of {section.sequence_length} tokens, fewer than one batch of"
-                f" train.batch_size {global_batch_size}; lower the batch size or get more text"
-            )
-
-    @property
-    def unit(self) -> dict[str, int]:
-        """What a position is counted in: with any of these changed, step s holds other windows."""
-        return {
-            "seed": self.seed,
-            "batch_size": self.global_batch_size,
-            "sequence_length": self.section.sequence_length,
-            "windows_per_epoch": self.windows,
-            "steps_per_block": self.steps_per_block,
-        }
-
-    def locate(self, step: int) -> tuple[int, int]:
-        """Block of a step, and how many steps of that block come before it."""
-        epoch, position = divmod(step, self.steps)
-        block, skipped = divmod(position, self.steps_per_block)
-        return epoch * self.blocks + block, skipped
-
-    def numbers(self, first: int) -> Iterator[int]:
-        while True:
-            yield first
-            first += 1
-
-    def __getitem__(self, block: int) -> Windows:
-        epoch, number = divmod(block, self.blocks)
-        first = number * self.steps_per_block
-        steps = min(self.steps_per_block, self.steps - first)
-        size = self.global_batch_size
-        order = _random(self.seed, epoch, 1 + number).permutation(steps * size) + first * size
-        shares = order.reshape(-1, self.world_size, self.micro_batch_size)
-        return self._stream(epoch).cut(shares[:, self.rank].reshape(-1))
-
-    def _stream(self, epoch: int) -> WindowStream:
-        if epoch not in self._streams:
-            order = _random(self.seed, epoch, 0).permutation(len(self.shards.group))
-            section = self.section
-            # One epoch at a time: a block of the next one is never followed by a block of this one.
-            self._streams = {
-                epoch: WindowStream(self.shards, order, section.sequence_length, section.packing, self.eos_id)
-            }
-        return self._streams[epoch]
-
-
-class _SequentialBlocks(_Blocks):
-    """Block k: this rank's windows of the k-th lot of batches, in file order."""
-
-    def __init__(
-        self,
-        section: DataSection,
-        folder: Path,
-        batch_size: int,
-        eos_id: int,
-        rank: int,
-        world_size: int,
-        mix_tokens: int,
-    ) -> None:
-        shards = open_shards(folder, section.sequence_length)
-        order = np.arange(len(shards.group))
-        self.stream = WindowStream(shards, order, section.sequence_length, section.packing, eos_id)
-        self.windows = self.stream.all_windows
-        self.targets, self.documents = int(shards.targets.sum()), int(shards.documents.sum())
-        self.batches = _Shares(self.windows, batch_size, rank, world_size)
-        self.batches_per_block = max(1, mix_tokens // (batch_size * world_size * section.sequence_length))
-
-    def numbers(self, first: int) -> Iterator[int]:
-        yield from range(first, -(-len(self.batches) // self.batches_per_block))
-
-    def __getitem__(self, block: int) -> Windows:
-        shares = self.batches[block * self.batches_per_block : (block + 1) * self.batches_per_block]
-        # A rank without a window in the last batch borrows one; its loss mask will be False.
-        ids = np.concatenate(
-            [np.arange(low, high) if high > low else [min(low, self.windows - 1)] for low, high in shares]
-        )
-        return self.stream.cut(ids.astype(np.int64))
-
-
-class _Shares(Sequence[tuple[int, int]]):
-    """First window and end of each batch of one rank; ranks share a global batch as evenly as it goes."""
-
-    def __init__(self, windows: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.windows, self.size, self.rank, self.world_size = windows, batch_size * world_size, rank, world_size
-
-    def __len__(self) -> int:
-        return -(-self.windows // self.size)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        first = index * self.size
-        count = min(self.size, self.windows - first)
-        return first + count * self.rank // self.world_size, first + count * (self.rank + 1) // self.world_size
-
-
-def _random(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch, purpose])
-
-
-class _Guarded(Dataset[Windows | UserError]):
-    """Hands a user's error back as a value: a worker process would wrap it in its traceback."""
-
-    def __init__(self, blocks: _Blocks) -> None:
-        self.blocks = blocks
-
-    def __getitem__(self, block: int) -> Windows | UserError:
-        try:
-            return self.blocks[block]
-        except UserError as error:
-            return error
-
-
-def _ahead(blocks: _Blocks, first: int, workers: int) -> Iterator[Windows]:
-    """The blocks from `first` on, prepared ahead: in a thread, or in worker processes, in the same order."""
-    if workers == 0:
-        yield from _ahead_in_thread(blocks.__getitem__, blocks.numbers(first))
-        return
-    loader = DataLoader(
-        _Guarded(blocks),
-        # An iterable is enough where batches are not formed by the loader; an endless one has no length.
-        sampler=_Numbers(blocks, first),  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=1,
-        collate_fn=_as_tensors,
-    )
-    for windows in loader:
-        if isinstance(windows, UserError):
-            raise windows
-        yield Windows(*(field.numpy() for field in windows))
-
-
-def _as_tensors(windows: Windows | UserError) -> Any:
-    # Tensors travel through shared memory, arrays would be pickled.
-    if isinstance(windows, UserError):
-        return windows
-    return tuple(torch.from_numpy(np.ascontiguousarray(field)) for field in windows)
-
-
-class _Numbers:
-    def __init__(self, blocks: _Blocks, first: int) -> None:
-        self.blocks, self.first = blocks, first
-
-    def __iter__(self) -> Iterator[int]:
-        return self.blocks.numbers(self.first)
-
-
-def _ahead_in_thread(make: Callable[[int], Windows], numbers: Iterator[int]) -> Iterator[Windows]:
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-    try:
-        number = next(numbers, None)
-        pending = None if number is None else pool.submit(make, number)
-        while pending is not None:
-            windows = pending.result()
-            number = next(numbers, None)
-            pending = None if number is None else pool.submit(make, number)
-            yield windows
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

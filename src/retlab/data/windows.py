@@ -25,7 +25,7 @@ PADDING_SEGMENT = -1
 
 
 class Windows(NamedTuple):
-    """Windows in compact form, as worker processes hand them over. Arrays, or tensors of the same kind."""
+    """Windows in compact form, as they are prepared ahead."""
 
     tokens: np.ndarray
     "uint16 or uint32 [windows, sequence_length + 1]; what lies beyond `lengths` is arbitrary."
@@ -38,8 +38,9 @@ class Windows(NamedTuple):
     ids: np.ndarray
     "int64 [windows]: number of the window in the order of the stream."
 
-    def __getitem__(self, rows: slice) -> "Windows":  # type: ignore[override]
-        return Windows(*(getattr(self, field)[rows] for field in self._fields))
+    def rows(self, start: int, stop: int) -> "Windows":
+        """The windows from `start` up to `stop`."""
+        return Windows(*(field[start:stop] for field in self))
 
 
 @dataclass(eq=False)
@@ -52,6 +53,8 @@ class WindowStream:
     sequence_length: int
     packing: Packing
     eos_id: int
+    first_position: int = 0
+    "Where the first packed window starts, at most `spare_positions` behind the beginning."
 
     def __post_init__(self) -> None:
         targets = self.shards.targets[self.order]
@@ -65,6 +68,11 @@ class WindowStream:
     def full_windows(self) -> int:
         """Windows that need nothing after the end of the stream."""
         return int(self._bounds[-1]) // (self.sequence_length if self.packing == "packed" else 1)
+
+    @property
+    def spare_positions(self) -> int:
+        """Positions of the stream beyond the full windows."""
+        return int(self._bounds[-1]) % self.sequence_length if self.packing == "packed" else 0
 
     @cached_property
     def all_windows(self) -> int:
@@ -96,9 +104,11 @@ class WindowStream:
 
     def _cut_packed(self, ids: np.ndarray) -> Windows:
         length = self.sequence_length
-        start, end = int(ids.min()) * length, int(self._bounds[-1])
-        stop = min((int(ids.max()) + 1) * length, end)
-        streams, opens, document = [], [], 0
+        begin, end = self.first_position + ids * length, int(self._bounds[-1])
+        start, stop = int(begin.min()), min(int(begin.max()) + length, end)
+        streams: list[np.ndarray] = []
+        opens: list[np.ndarray] = []
+        document = 0
         # One token more than there are inputs: the last target. Behind the last document it is its end of text.
         for place in self._places(start, min(stop + 1, end)):
             group = self._group(place)
@@ -112,13 +122,12 @@ class WindowStream:
         tokens = np.concatenate([*streams, filler])
         is_open = np.zeros(len(tokens), dtype=bool)
         is_open[np.concatenate(opens)] = True
-        begin = ids * length - start
         # Documents that start after the range's first position, up to and including each window's first position.
-        documents = document + np.searchsorted(np.flatnonzero(is_open[1:]) + 1, begin, side="right")
+        documents = document + np.searchsorted(np.flatnonzero(is_open[1:]) + 1, begin - start, side="right")
         return Windows(
-            np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[begin],
-            np.lib.stride_tricks.sliding_window_view(is_open, length)[begin],
-            np.minimum(length, end - ids * length),
+            np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[begin - start],
+            np.lib.stride_tricks.sliding_window_view(is_open, length)[begin - start],
+            np.minimum(length, end - begin),
             documents,
             ids,
         )
@@ -153,13 +162,11 @@ def to_batch(windows: Windows, pad_id: int, reset_at_documents: bool) -> dict[st
         `segment_ids`, int64 [B, T], 0 for the window's first document, 1 for the next one (0 for all of them without
         `reset_at_documents`), -1 for padding; `loss_mask`, bool [B, T], False for padding; `sample_ids`, int64 [B].
     """
-    tokens = np.asarray(windows.tokens)
-    inputs, targets = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
+    inputs, targets = windows.tokens[:, :-1].astype(np.int64), windows.tokens[:, 1:].astype(np.int64)
     segments = document_offsets(windows) if reset_at_documents else np.zeros_like(inputs)
-    lengths = np.asarray(windows.lengths)
     mask = np.ones(inputs.shape, dtype=bool)
-    if (lengths < inputs.shape[1]).any():
-        mask = np.arange(inputs.shape[1]) < lengths[:, None]
+    if (windows.lengths < inputs.shape[1]).any():
+        mask = np.arange(inputs.shape[1]) < windows.lengths[:, None]
         inputs[~mask] = targets[~mask] = pad_id
         segments[~mask] = PADDING_SEGMENT
     batch = {
@@ -167,7 +174,7 @@ def to_batch(windows: Windows, pad_id: int, reset_at_documents: bool) -> dict[st
         "targets": targets,
         "segment_ids": segments,
         "loss_mask": mask,
-        "sample_ids": np.asarray(windows.ids),
+        "sample_ids": windows.ids,
     }
     return {key: torch.from_numpy(value) for key, value in batch.items()}
 
@@ -175,5 +182,5 @@ def to_batch(windows: Windows, pad_id: int, reset_at_documents: bool) -> dict[st
 def document_offsets(windows: Windows) -> np.ndarray:
     """Documents that start in each window after its first position, up to each position: int64 [windows, T]."""
     offsets = np.zeros(windows.opens.shape, dtype=np.int64)
-    np.cumsum(np.asarray(windows.opens)[:, 1:], axis=1, out=offsets[:, 1:])
+    np.cumsum(windows.opens[:, 1:], axis=1, out=offsets[:, 1:])
     return offsets
