@@ -16,7 +16,7 @@ from retlab.section import PROJECT_ROOT
 
 pytestmark = pytest.mark.component
 SCRIPT = PROJECT_ROOT / "tests" / "stand_ins" / "copy_stage.py"
-NOBODY = 65534
+AS_NOBODY = PROJECT_ROOT / "tests" / "stand_ins" / "as_nobody.py"
 
 
 class Lab:
@@ -24,6 +24,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.script = [str(SCRIPT)]
         self.config = folder / "c.yaml"
         self.config.write_text(f"name: x\noutput_dir: {folder}/runs\nemissions: {{enabled: false}}\n")
 
@@ -34,7 +35,7 @@ class Lab:
         environment |= {"COPY_OUTPUT": str(self.folder / output), "COPY_FAULT": fault} | kwargs.pop("env", {})
         if source:
             environment["COPY_INPUT"] = str(self.folder / source)
-        command = [sys.executable, str(SCRIPT), str(self.config), *words]
+        command = [sys.executable, *self.script, str(self.config), *words]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe, **kwargs)
 
@@ -175,20 +176,19 @@ def test_a_reader_holds_back_who_would_replace_its_input(lab: Lab) -> None:
 
 def test_an_ordinary_user_without_write_permission_gets_a_sentence(lab: Lab) -> None:
     lab.folder.chmod(0o755)
-    for parent in lab.folder.parents:
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    (lab.folder / "closed").mkdir(mode=0o755)
-    (lab.folder / "runs").mkdir(mode=0o777)
+    for parent in lab.folder.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    (lab.folder / "closed").mkdir(mode=0o555)
+    (lab.folder / "runs").mkdir()
     (lab.folder / "runs").chmod(0o777)
-    drop: dict[str, Any] = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
-    if not drop:
-        (lab.folder / "closed").chmod(0o555)
-    code, text = lab.run("closed/a", env={"PYTHONDONTWRITEBYTECODE": "1"}, **drop)
+    lab.script = [str(AS_NOBODY), str(SCRIPT)]
+    code, text = lab.run("closed/a")
     assert (code, "Traceback" in text) == (2, False), text
     assert "no permission" in text
     assert "closed" in text
     assert lab.names("closed") == []
+    code, text = lab.run("closed/deep/er/a")
+    assert (code, "no permission" in text) == (2, True), text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk that can be filled is made by mounting, which root alone may")

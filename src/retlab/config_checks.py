@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from retlab.emissions import emission_errors
 from retlab.yaml_file import KeyPath
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ Problem = tuple[KeyPath, str]
 
 def cross_section_errors(config: "ExperimentConfig") -> list[Problem]:
     """Everything that no section can see alone, as key path and sentence."""
-    return [*_widths(config), *_lengths(config), *_batches(config)]
+    return [*_widths(config), *_lengths(config), *_batches(config), *_emissions(config)]
 
 
 def _widths(config: "ExperimentConfig") -> Iterator[Problem]:
@@ -48,3 +49,8 @@ def _batches(config: "ExperimentConfig") -> Iterator[Problem]:
             f"found {train.batch_size}, no multiple of micro_batch_size {train.micro_batch_size}"
             f" times devices {train.devices}",
         )
+
+
+def _emissions(config: "ExperimentConfig") -> Iterator[Problem]:
+    for key, message in emission_errors(config.emissions):
+        yield ("emissions", key), message

@@ -34,7 +34,8 @@ SCRIPTS = {
     "evaluate_model": "scripts/06_evaluate_model.sh",
 }
 _VERSIONED = (
-    ["torch", "transformers", "tokenizers", "pytorch-lightning", "pyarrow", "dask", "numpy", "huggingface-hub", "codecarbon", "safetensors"]
+    *("torch", "transformers", "tokenizers", "pytorch-lightning", "safetensors"),
+    *("pyarrow", "dask", "numpy", "huggingface-hub", "codecarbon"),
 )
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
