@@ -1,0 +1,43 @@
+"""A further process of a training: `python -m retlab.training.helper`, started by `processes.helper_processes`."""
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.training.request import TrainingRequest
+
+
+def main() -> int:
+    """Train as one of several processes; the first one does the talking and the writing."""
+    request = TrainingRequest.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: Any) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, handle)
+
+    from retlab.training.trainer import train
+
+    try:
+        train(request, say=lambda line: None, stop_requested=stop.is_set)
+    except UserError:
+        # The first process says it.
+        return EXIT_USER_ERROR
+    except Interrupted:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`train.init_from`: the weights of an earlier model as the start of a training."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from retlab.errors import UserError
+from retlab.models.causal_lm import CausalLM
+from retlab.section import absolute
+
+# Sizes that decide the shapes of the weights are compared by name; what else differs changes the model as well.
+_UNIMPORTANT = {"dropout", "activation_dropout", "attention_dropout", "max_position_embeddings", "chunk_size"}
+
+
+def load_initial_weights(model: CausalLM, source: str) -> None:
+    """Copy the weights of a model folder or hub model into a new model.
+
+    Raises:
+        UserError: there is no such model, or it is of another architecture or other sizes.
+    """
+    folder = absolute(source)
+    name = str(folder) if folder.is_dir() else source
+    values = _read_config(model, name, source)
+    found, wanted = values.get("model_type"), model.config.model_type
+    if found != wanted:
+        raise UserError(f"train.init_from: {source} is a {found} model, but this configuration's is {wanted}")
+    own = model.config.get_params()
+    differences = [
+        f"{key} {values[key]} there, {own[key]} here"
+        for key in own
+        if key in values and values[key] != own[key] and key not in _UNIMPORTANT
+    ]
+    if differences:
+        raise UserError(f"train.init_from: {source} is a model of other sizes ({'; '.join(differences)})")
+    try:
+        trained = type(model).from_pretrained(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(source, error) from error
+    model.load_state_dict(trained.state_dict())
+
+
+def _read_config(model: CausalLM, name: str, source: str) -> dict[str, Any]:
+    if Path(name).is_absolute() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"train.init_from: {source} is no model folder (it has no config.json)")
+    try:
+        values, _ = type(model.config).get_config_dict(name)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise _unreadable(source, error) from error
+    return values
+
+
+def _unreadable(source: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"train.init_from: {source} is neither a readable model folder nor a model of the hub ({reason})")

@@ -1,0 +1,276 @@
+"""The Lightning module: one training batch is one optimizer step, with all its micro-batches."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from retlab.errors import UserError
+from retlab.training.objectives import OBJECTIVES, Objective, SummedLoss, count_tokens
+from retlab.training.optimizer import build_optimizer, set_learning_rate
+from retlab.training.processes import Agreement
+from retlab.training.schedules import learning_rate_factor
+from retlab.training.settings import TrainSection
+
+Batch = Mapping[str, Any]
+
+
+@dataclass
+class TrainingState:
+    """Everything that a checkpoint holds beside weights, optimizer and position: plain values."""
+
+    step: int = 0
+    "Optimizer steps done."
+    tokens: int = 0
+    "Tokens trained on."
+    unfinished: bool = False
+    "The validation and the line of metrics of `step` are still to be done."
+    best: list[list[float]] = field(default_factory=list)
+    "Validation losses and steps of the checkpoints to keep, best first."
+    validations_without_gain: int = 0
+    "Validations since the best one."
+    stopped_early: bool = False
+    "Early stopping ended the training."
+    interval_loss: float = 0.0
+    "Sum of the losses since the last line of metrics, in nats."
+    interval_tokens: int = 0
+    "Tokens in that sum."
+    learning_rate: float = 0.0
+    "Highest learning rate of any group in the last step."
+    gradient_norm: float = 0.0
+    "Norm of the gradient in the last step, before clipping."
+    training_seconds: float = 0.0
+    "Time in training steps over all attempts."
+    metrics_bytes: int = 0
+    "Length of metrics.csv."
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "TrainingState":
+        """The state in a checkpoint."""
+        return cls(**{item.name: values[item.name] for item in fields(cls)})
+
+    def plain(self) -> dict[str, Any]:
+        """The values for a checkpoint."""
+        return asdict(self)
+
+
+class _Unread(NamedTuple):
+    """A step whose loss is still on the device."""
+
+    step: int
+    tokens: int
+    losses: Tensor
+    "float64 [micro-batches], this process's share."
+    norm: Tensor
+    sample_ids: list[list[int]]
+
+
+class Scored(nn.Module):
+    """The model and its objective as one module: what is wrapped, sharded and compiled."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Mapping[str, Tensor]) -> SummedLoss:
+        return self.objective(self.model, batch)
+
+
+class TrainingModule(pl.LightningModule):
+    """Computes gradients, steps and validation losses; `TrainingLoop` decides when what is done.
+
+    The gradient is that of the sum of the losses over the number of tokens of the whole global batch, over all
+    processes and micro-batches, so neither of them changes it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainSection,
+        *,
+        seed: int,
+        total_steps: int,
+        bf16: bool,
+        compiled: bool,
+        uses_segments: bool,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.scored = Scored(model, OBJECTIVES[train.objective.name])
+        self.train_section, self.seed, self.total_steps = train, seed, total_steps
+        self.bf16, self.uses_segments = bf16, uses_segments
+        self.agreement = Agreement()
+        self.state = TrainingState()
+        # In a list, so that the compiled form is not registered as a second copy of the model.
+        self._forward = [torch.compile(self.scored, dynamic=False) if compiled else self.scored]
+        self._unread: list[_Unread] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The model without wrappers."""
+        return self.scored.model
+
+    def configure_model(self) -> None:
+        """Shard the parameters over the processes under FSDP; called once the processes know each other."""
+        if self.train_section.strategy == "fsdp" and self.trainer.world_size > 1:
+            _shard(self.scored, self.device_mesh["data_parallel"], self.bf16)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.train_section)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # The step counts tokens on the CPU first and moves one micro-batch at a time.
+        return batch
+
+    def training_step(self, batch: list[Batch], batch_idx: int) -> None:
+        state, agreement = self.state, self.agreement
+        counts = [int(count_tokens(micro)) for micro in batch]
+        tokens = round(agreement.sum([float(sum(counts))])[0])
+        # Every wrapper averages gradients over the processes, but the loss is a sum over them.
+        scale = agreement.size / max(tokens, 1)
+        losses = []
+        for index, micro in enumerate(batch):
+            torch.manual_seed(random_seed(self.seed, state.step, index, agreement.rank))
+            with self._gradients_shared(index == len(batch) - 1):
+                loss = self._losses(micro).loss
+                self.manual_backward(loss * scale)
+            losses.append(loss.detach().double())
+        norm = self._optimizer_step()
+        ids = [micro["sample_ids"].tolist() for micro in batch]
+        self._unread.append(_Unread(state.step + 1, tokens, torch.stack(losses), norm, ids))
+        state.step += 1
+        state.tokens += tokens
+
+    def _losses(self, micro: Batch) -> SummedLoss:
+        keys = ("input_ids", "targets", "loss_mask") + (("segment_ids",) if self.uses_segments else ())
+        moved = {key: micro[key].to(self.device, non_blocking=True) for key in keys}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self._forward[0](moved)
+
+    @contextlib.contextmanager
+    def _gradients_shared(self, shared: bool) -> Iterator[None]:
+        """Exchange gradients between the processes in the last micro-batch of a step only."""
+        if self.agreement.size == 1:
+            yield
+        elif self.train_section.strategy == "fsdp":
+            self.scored.set_requires_gradient_sync(shared)
+            yield
+        else:
+            with contextlib.nullcontext() if shared else self.trainer.strategy.block_backward_sync():
+                yield
+
+    def _optimizer_step(self) -> Tensor:
+        """Clip, step and clear; returns the norm of the gradient before clipping."""
+        optimizer = self.optimizers()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        highest = self.train_section.gradient_clip_norm
+        if highest is None:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, highest)
+        factor = learning_rate_factor(self.train_section.schedule, self.state.step, self.total_steps)
+        set_learning_rate(optimizer.optimizer, factor)
+        self.state.learning_rate = max(group["lr"] for group in optimizer.param_groups)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return norm.detach()
+
+    def read_losses(self) -> None:
+        """Fetch the losses of the steps since the last call and add them to the state.
+
+        Raises:
+            UserError: a loss or a gradient is not finite; names the step and the windows.
+        """
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        own = torch.stack([entry.losses.sum() for entry in unread])
+        norms = torch.stack([entry.norm.double() for entry in unread]).tolist()
+        totals = self.agreement.sum(own.tolist())
+        for entry, total, norm in zip(unread, totals, norms, strict=True):
+            if not (math.isfinite(total) and math.isfinite(norm)):
+                raise UserError(self._not_finite(entry, total, norm))
+            self.state.interval_loss += total
+            self.state.interval_tokens += entry.tokens
+            self.state.gradient_norm = norm
+
+    def _not_finite(self, entry: _Unread, total: float, norm: float) -> str:
+        bad = [not math.isfinite(value) for value in entry.losses.tolist()]
+        ids = [window for ids, is_bad in zip(entry.sample_ids, bad, strict=True) for window in ids if is_bad]
+        found = [window for part in self.agreement.gather(ids) for window in part]
+        if not found:
+            parts = self.agreement.gather([window for ids in entry.sample_ids for window in ids])
+            found = [window for part in parts for window in part]
+        what = f"the loss became {total}" if not math.isfinite(total) else f"the norm of the gradient became {norm}"
+        shown = ", ".join(map(str, found[:64])) + (", ..." if len(found) > 64 else "")
+        return (
+            f"{what} at step {entry.step}, in the batch with the windows {shown} of its epoch;"
+            " earlier checkpoints are kept: lower train.learning_rate or look at that text"
+        )
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[Batch], is_stopping: Callable[[], bool]) -> float | None:
+        """Mean loss per token in nats over batches whose number all processes share.
+
+        `is_stopping` is asked before each batch and must answer the same in all processes; None is returned then.
+        """
+        self.scored.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        tokens = 0
+        interrupted = False
+        for batch in batches:
+            interrupted = is_stopping()
+            if interrupted:
+                break
+            tokens += int(count_tokens(batch))
+            total += self._losses(batch).loss.double()
+        self.scored.train()
+        loss, count = self.agreement.sum([total.item(), float(tokens)])
+        return None if interrupted else loss / count
+
+    def weights(self) -> dict[str, Any]:
+        """Weights and optimizer state by parameter name, whole and on the CPU; complete in the first process."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        optimizer = self.optimizers().optimizer
+        return {
+            "model": get_model_state_dict(self.model, options=options),
+            "optimizer": get_optimizer_state_dict(self.model, optimizer, options=options),
+        }
+
+    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Put back what `weights` returned."""
+        options = StateDictOptions(full_state_dict=True)
+        optimizer = self.optimizers().optimizer
+        set_model_state_dict(self.model, checkpoint["model"], options=options)
+        set_optimizer_state_dict(self.model, optimizer, checkpoint["optimizer"], options=options)
+
+
+def random_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
+    """Seed of the randomness of one micro-batch, such as dropout: the same in a resumed run."""
+    return int(np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _shard(scored: Scored, mesh: Any, bf16: bool) -> None:
+    """Shard every block by itself and the rest together (FSDP2)."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else None
+    options = {"mesh": mesh} | ({"mp_policy": policy} if policy else {})
+    for block in scored.model.modules():
+        if type(block).__name__ in (scored.model._no_split_modules or []):
+            fully_shard(block, **options)
+    fully_shard(scored, **options)

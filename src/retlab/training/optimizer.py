@@ -1,0 +1,96 @@
+"""AdamW, its parameter groups and the rule of what is decayed."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from retlab.errors import UserError
+from retlab.training.settings import ParameterGroup, TrainSection
+
+
+def build_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
+    """Fused AdamW over the parameters that are not frozen.
+
+    Every group holds `highest_learning_rate` beside `lr`, for `set_learning_rate`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    undecayed = undecayed_names(model)
+    for name, parameter, group in _assigned(model, train.parameter_groups):
+        if not parameter.requires_grad:
+            continue
+        rate, decay = train.learning_rate, 0.0 if name in undecayed else train.weight_decay
+        if group and group.learning_rate is not None:
+            rate = group.learning_rate
+        if group and group.weight_decay is not None:
+            decay = group.weight_decay
+        groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "highest_learning_rate": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        betas=train.betas,
+        eps=train.epsilon,
+        fused=True,
+    )
+
+
+def freeze_parameters(model: nn.Module, groups: list[ParameterGroup]) -> None:
+    """Freeze what the groups say.
+
+    Raises:
+        UserError: a group matches no parameter, or nothing is left to train.
+    """
+    for _, parameter, group in _assigned(model, groups):
+        parameter.requires_grad_(not (group and group.frozen))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("train.parameter_groups: every parameter is frozen; leave some to train")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group its highest learning rate times the schedule's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["highest_learning_rate"] * factor
+
+
+def undecayed_names(model: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay: norms, biases, embeddings and recurrence parameters.
+
+    Vectors are norms, biases or recurrence parameters; a recurrence parameter of another shape says so by the
+    attribute `no_weight_decay` of the parameter.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim < 2 or id(parameter) in embeddings or getattr(parameter, "no_weight_decay", False)
+    }
+
+
+def _assigned(
+    model: nn.Module, groups: list[ParameterGroup]
+) -> Iterable[tuple[str, nn.Parameter, ParameterGroup | None]]:
+    """Every parameter with the first group whose expression is found in its name."""
+    names = dict(model.named_parameters())
+    for index, group in enumerate(groups):
+        pattern = _compiled(index, group)
+        if not any(pattern.search(name) for name in names):
+            examples = ", ".join(list(names)[:3])
+            raise UserError(
+                f"train.parameter_groups.{index}.match: {group.match!r} matches no parameter;"
+                f" names look like {examples}"
+            )
+    for name, parameter in names.items():
+        yield name, parameter, next((group for group in groups if re.search(group.match, name)), None)
+
+
+def _compiled(index: int, group: ParameterGroup) -> re.Pattern[str]:
+    try:
+        return re.compile(group.match)
+    except re.error as error:
+        raise UserError(
+            f"train.parameter_groups.{index}.match: {group.match!r} is no regular expression: {error}"
+        ) from None
+

@@ -1,0 +1,114 @@
+"""The processes of one training on this machine: started beside the first, watched, and brought to agreement."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+PATIENCE_SECONDS = 30.0
+"""How long the first process may go on after another one failed, before it is ended."""
+
+
+class Agreement:
+    """Values that all processes of a training agree on, through the CPU: no GPU is waited for."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+        self._group: Any = None
+
+    def join(self) -> None:
+        """Find the other processes, once torch.distributed is up."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            self._group = dist.new_group(backend="gloo")
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Elementwise sum over the processes, in float64."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._group)
+        return total.tolist()
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set in any process."""
+        return tuple(value > 0 for value in self.sum([float(flag) for flag in flags]))
+
+    def gather(self, value: Any) -> list[Any]:
+        """The plain values of all processes, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def is_helper() -> bool:
+    """Whether this is a further process of a training: it trains, and says and writes nothing."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+@contextlib.contextmanager
+def helper_processes(count: int, request: str) -> Iterator[None]:
+    """Run `count` helpers beside this process for the time of the block, each with the request on its input.
+
+    Lightning and torch.distributed find each other through environment variables. A helper ends when its input
+    does, so none outlives this process, however that ends.
+    """
+    if count == 0:
+        yield
+        return
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    before = {key: os.environ.get(key) for key in (*shared, "LOCAL_RANK")}
+    helpers = [_start(rank, {**os.environ, **shared, "LOCAL_RANK": str(rank)}, request) for rank in range(1, count + 1)]
+    finished = threading.Event()
+    for helper in helpers:
+        threading.Thread(target=_watch, args=(helper, finished), daemon=True).start()
+    os.environ.update(shared, LOCAL_RANK="0")
+    try:
+        yield
+    finally:
+        finished.set()
+        for helper in helpers:
+            assert helper.stdin is not None
+            helper.stdin.close()
+            helper.wait()
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
+
+
+def _start(rank: int, environment: dict[str, str], request: str) -> "subprocess.Popen[str]":
+    source = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
+    helper = subprocess.Popen(
+        [sys.executable, "-m", "retlab.training.helper"], env=environment, stdin=subprocess.PIPE, text=True
+    )
+    assert helper.stdin is not None
+    helper.stdin.write(request + "\n")
+    helper.stdin.flush()
+    return helper
+
+
+def _watch(helper: "subprocess.Popen[str]", finished: threading.Event) -> None:
+    """End this process if a helper fails while it still waits for it: it may hang in a collective call forever."""
+    code = helper.wait()
+    if code != 0 and not finished.wait(PATIENCE_SECONDS):
+        print(f"error: a helper process of the training ended with code {code}; see above", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,53 @@
+"""What one training needs to know, as plain values that also reach helper processes."""
+
+from pathlib import Path
+from typing import Any
+
+from retlab.data.settings import DataSection
+from retlab.section import Section
+from retlab.training.settings import TrainSection
+
+# Keys of the `train` section that change speed, files or the machine, and not which model is trained.
+_FREE = {
+    "device", "devices", "strategy", "threads", "compile", "micro_batch_size", "gradient_checkpointing",
+    "checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps", "tensorboard", "wandb",
+}  # fmt: skip
+
+
+class TrainingRequest(Section):
+    """One training: sections, and the folders that it reads and writes."""
+
+    seed: int
+    "Seed of weights, dropout and data order."
+    data: DataSection
+    "How tokens become batches."
+    train: TrainSection
+    "How to train."
+    model: dict[str, Any]
+    "`architecture` and the fields of that model's configuration."
+    eos_id: int
+    "Token that separates documents."
+    pad_id: int
+    "Token that fills padded windows."
+    train_shards: Path
+    "Token shards to train on."
+    validation_shards: Path
+    "Token shards to validate on."
+    run_folder: Path
+    "Folder of checkpoints and metrics."
+    start_anew: bool = False
+    "Set aside whatever training the run folder holds."
+    identity: dict[str, Any]
+    "Settings and inputs that decide the result; a checkpoint with others belongs to another training."
+
+
+def deciding_settings(seed: int, data: DataSection, model: Section, train: TrainSection) -> dict[str, Any]:
+    """The settings that decide which model is trained, by dotted key."""
+    sections = {
+        "data": {key: getattr(data, key) for key in ("sequence_length", "packing", "reset_at_documents")},
+        "model": model.dump(),
+        "train": {key: value for key, value in train.dump().items() if key not in _FREE},
+    }
+    return {"seed": seed} | {
+        f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
+    }

@@ -1,0 +1,81 @@
+"""The run folder between trainings: what is there is continued, set aside, or refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from retlab.artifacts import sync_folder
+from retlab.errors import UserError
+from retlab.section import portable
+from retlab.training.checkpoints import CheckpointStore
+
+TRAINED_FILES = (
+    "checkpoints", "model", "metrics.csv", "tensorboard",
+    "results.json", "results.csv", "document_losses.parquet", "samples.json", "evaluate_model.manifest.json",
+)  # fmt: skip
+"""What belongs to one training of a run folder and leaves with it."""
+
+
+def prepare_run_folder(
+    folder: Path, identity: dict[str, Any], architecture: dict[str, Any], force: bool, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The checkpoint to continue from, or None to start anew; an earlier training of other settings is set aside.
+
+    Args:
+        folder: the run folder.
+        identity: settings and inputs that decide this training's result.
+        architecture: the model's configuration.
+        force: start anew whatever is there.
+        say: prints a line for people.
+
+    Raises:
+        UserError: the last checkpoint is not readable, or is of another model and `force` is not set.
+    """
+    store = CheckpointStore(folder / "checkpoints")
+    checkpoint = None if force else store.last()
+    if checkpoint is not None:
+        differences = _differences(checkpoint["architecture"], architecture)
+        if differences:
+            raise UserError(
+                f"{portable(store.folder)} holds checkpoints of another model ({'; '.join(differences)});"
+                " choose another name for this experiment, or set them aside and start anew with --force"
+            )
+        differences = _differences(checkpoint["identity"], identity)
+        if not differences:
+            store.prune(checkpoint["best"])
+            return checkpoint
+        say(f"the run folder holds a training with other settings: {'; '.join(differences)}")
+    _set_aside(folder, say)
+    return None
+
+
+def refuse_other_model(checkpoint: dict[str, Any], architecture: dict[str, Any], path: Path) -> None:
+    """Raise a UserError unless the checkpoint is of this model."""
+    differences = _differences(checkpoint["architecture"], architecture)
+    if differences:
+        raise UserError(f"{portable(path)} is a checkpoint of another model: {'; '.join(differences)}")
+
+
+def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
+    """Move an earlier training to the first free of <folder>.1, <folder>.2, ..."""
+    present = [name for name in TRAINED_FILES if (folder / name).exists()]
+    if not present:
+        return
+    number = 1
+    while folder.with_name(f"{folder.name}.{number}").exists():
+        number += 1
+    aside = folder.with_name(f"{folder.name}.{number}")
+    aside.mkdir()
+    for name in present:
+        (folder / name).rename(aside / name)
+    sync_folder(aside)
+    sync_folder(folder)
+    say(f"the earlier training was set aside: {portable(aside)}")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
