@@ -1,0 +1,130 @@
+"""The files that the evaluation leaves in a run folder."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from retlab.artifacts import read_manifest, write_atomic, write_json
+from retlab.data.settings import DataSection
+from retlab.data.shards import check_shards
+from retlab.errors import UserError
+from retlab.evaluation.perplexity import DocumentLosses, rates, score_documents, write_document_losses
+from retlab.evaluation.reference_points import TestText, count_models, read_text, uniform_nats
+from retlab.evaluation.samples import write_samples
+from retlab.evaluation.settings import EvaluateSection, GenerateSection
+from retlab.evaluation.trained_model import TrainedModel, load_trained_model
+from retlab.models.counting import count_parameters
+
+UNITS = {
+    "loss": "nats/token",
+    "perplexity": "1",
+    "bits_per_byte": "bits/byte",
+    "parameters": "1",
+    "vocab_size": "tokens",
+    "documents": "1",
+    "tokens": "tokens",
+    "bytes": "bytes",
+    "train_tokens": "tokens",
+}
+"""Unit of every number in results.json and results.csv."""
+
+
+def evaluate(
+    section: EvaluateSection, generate: GenerateSection, data: DataSection, model_folder: Path, folder: Path
+) -> dict[str, Any]:
+    """Measure a trained model on the test split.
+
+    Writes results.json, results.csv, document_losses.parquet and samples.json into `folder`, and returns the test
+    split's numbers.
+
+    Raises:
+        UserError: the model, the token shards or the text are missing, or do not belong together.
+    """
+    shards = data.shards_folder("test")
+    trained = load_trained_model(section, model_folder)
+    check_shards(shards, model_folder)
+    losses = score_documents(trained, data, shards, section.batch_size)
+    text = read_text(data.splits_folder / "test")
+    if len(text.bytes) != len(losses.bytes) or (text.bytes != losses.bytes).any():
+        raise UserError(
+            f"the token shards in {shards} hold other documents than {data.splits_folder / 'test'};"
+            " run tokenize_data again"
+        )
+    results = {
+        "model": _describe_model(trained),
+        "settings": _describe_settings(section, data, trained),
+        "test": _test_numbers(losses),
+    }
+    if section.reference_points:
+        results["reference_points"] = _reference_points(data, trained, losses, text)
+    write_json(folder / "results.json", results)
+    write_atomic(folder / "results.csv", results_table(results))
+    write_document_losses(folder / "document_losses.parquet", losses, text.sha256)
+    write_json(folder / "samples.json", write_samples(trained, generate))
+    return dict(results["test"])
+
+
+def _describe_model(trained: TrainedModel) -> dict[str, Any]:
+    config = trained.config
+    return {
+        "architecture": config.architecture,
+        "parameters": count_parameters(config).total,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _describe_settings(section: EvaluateSection, data: DataSection, trained: TrainedModel) -> dict[str, Any]:
+    return {
+        "sequence_length": data.sequence_length,
+        "packing": data.packing,
+        "reset_at_documents": data.reset_at_documents,
+        "form": section.form,
+        "precision": trained.precision,
+        "device": trained.device.type,
+    }
+
+
+def _test_numbers(losses: DocumentLosses) -> dict[str, Any]:
+    tokens, text_bytes = int(losses.targets.sum()), int(losses.bytes.sum())
+    return {
+        **rates(float(losses.nats.sum()), tokens, text_bytes),
+        "documents": len(losses.nats),
+        "tokens": tokens,
+        "bytes": text_bytes,
+    }
+
+
+def _reference_points(
+    data: DataSection, trained: TrainedModel, losses: DocumentLosses, text: TestText
+) -> dict[str, dict[str, Any]]:
+    manifest = read_manifest(data.shards_folder("train"))
+    if manifest is None:
+        raise UserError(
+            f"{data.shards_folder('train')} holds no finished token shards, which the reference points count;"
+            " run tokenize_data first or set evaluate.reference_points=false"
+        )
+    tokens, text_bytes = int(losses.targets.sum()), int(losses.bytes.sum())
+    vocab_size = trained.config.vocab_size
+    counts = count_models(data.shards_folder("train"), data.shards_folder("test"), vocab_size, trained.eos_id)
+    counted = {"train_tokens": counts.train_targets}
+    return {
+        "uniform": rates(uniform_nats(vocab_size, tokens), tokens, text_bytes),
+        "unigram": rates(counts.unigram, tokens, text_bytes) | counted,
+        "bigram": rates(counts.bigram, tokens, text_bytes) | counted,
+        **{name: {"bits_per_byte": 8 * size / text_bytes} for name, size in text.compressed.items()},
+    }
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """results.csv: a line per number, with what it describes, the split, the metric, the value and the unit."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["subject", "split", "metric", "value", "unit"])
+    for metric, value in results["model"].items():
+        if metric in UNITS:
+            writer.writerow(["model", "", metric, repr(value), UNITS[metric]])
+    for subject, numbers in {"model": results["test"], **results.get("reference_points", {})}.items():
+        for metric, value in numbers.items():
+            writer.writerow([subject, "test", metric, repr(value), UNITS[metric]])
+    return table.getvalue()

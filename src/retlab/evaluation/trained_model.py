@@ -1,0 +1,131 @@
+"""A trained model as the evaluation uses it: loaded, checked, on its device, in its precision."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from retlab.errors import UserError
+from retlab.evaluation.settings import EvaluateSection
+from retlab.models.causal_lm import MODELS, CausalLM
+from retlab.models.configuration import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A causal language model in evaluation mode with the tokenizer of its folder."""
+
+    model: CausalLM
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    bf16: bool
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        config = self.model.config
+        assert isinstance(config, ModelConfig)
+        return config
+
+    @property
+    def precision(self) -> str:
+        """`bf16` (autocast; weights, logits and sums stay in float32) or `float32`."""
+        return "bf16" if self.bf16 else "float32"
+
+    @property
+    def eos_id(self) -> int:
+        """The end-of-text token, which also opens every document."""
+        eos = self.config.eos_token_id
+        assert eos is not None
+        return eos[0] if isinstance(eos, list) else eos
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token, or the end-of-text token of a model without one."""
+        pad = self.config.pad_token_id
+        return self.eos_id if pad is None else pad
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which the model computes in its precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
+    """Load a model folder with its tokenizer.
+
+    Raises:
+        UserError: no GPU where one is asked for, the folder is missing, damaged or no model of RetLab's, or the model
+            has no such form.
+    """
+    device = _device(section)
+    config = _read_config(folder)
+    model = _load_weights(config, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(
+            f"{folder} holds no tokenizer that can be loaded ({_reason(error)}); train the model anew"
+        ) from None
+    if section.form != "auto":
+        try:
+            model.set_form(section.form)
+        except ValueError as error:
+            raise UserError(f"evaluate.form is {section.form}, but: {error} Set it to auto.") from None
+    torch.nn.Module.to(model, device)
+    bf16 = section.precision == "bf16" or (section.precision == "auto" and _has_bf16(device))
+    return TrainedModel(model.eval(), tokenizer, device, bf16)
+
+
+def _load_weights(config: ModelConfig, folder: Path) -> CausalLM:
+    try:
+        loaded: Any = MODELS[config.architecture].from_pretrained(
+            folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        # transformers and safetensors each have their own errors for a file that is missing or damaged.
+        raise UserError(f"the weights in {folder} cannot be loaded ({_reason(error)}); train the model anew") from None
+    model, found = loaded
+    # transformers would go on with random weights in the place of these.
+    wrong = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if wrong:
+        raise UserError(
+            f"the weights in {folder} do not fit its config.json ({wrong[0]} and others); train the model anew"
+        )
+    assert isinstance(model, CausalLM)
+    return model
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no trained model (config.json); run train_model first")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, TypeError) as error:
+        raise UserError(f"{folder}/config.json describes no model that can be evaluated: {_reason(error)}") from None
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"{folder} holds a {config.model_type} model; only RetLab's own models are evaluated")
+    if config.eos_token_id is None:
+        raise UserError(f"{folder}/config.json names no end-of-text token (eos_token_id), so no document can be scored")
+    return config
+
+
+def _device(section: EvaluateSection) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if section.device == "cuda" and not has_gpu:
+        raise UserError(
+            "evaluate.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver"
+        )
+    return torch.device("cuda" if has_gpu and section.device != "cpu" else "cpu")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    # bf16 on a CPU without special instructions is an emulation, 20 times slower than float32.
+    return device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
