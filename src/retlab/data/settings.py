@@ -1,12 +1,16 @@
 """The `data` and `tokenizer` sections of the configuration."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from retlab.section import ProjectPath, Section
 
+STDLIB = "python-stdlib"
+HUB = "hf://"
+_HUB_ENTRY = re.compile(r"hf://datasets/[^/@\s]+/[^/@\s]+(@[^/\s]+)?(/.*)?")
 SPLITS = ("train", "validation", "test")
 SplitName = Literal["train", "validation", "test"]
 
@@ -64,6 +68,19 @@ class DataSection(Section):
     "Processes that prepare batches; 0 prepares them in a thread of the training process."
     dask_workers: int | None = Field(default=None, ge=1)
     "Dask threads of the split and tokenise stages; null is one per core."
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_source(cls, source: str | list[str]) -> str | list[str]:
+        entries = [source] if isinstance(source, str) else source
+        if not entries or not all(entry.strip() for entry in entries):
+            raise ValueError(f"name at least one source: {STDLIB}, {HUB}datasets/OWNER/NAME, a file, folder or glob")
+        for entry in entries:
+            if entry.startswith(HUB) and not _HUB_ENTRY.fullmatch(entry):
+                raise ValueError(f"{entry!r} is not of the form {HUB}datasets/OWNER/NAME[@REVISION][/path or glob]")
+            if "://" in entry and not entry.startswith(HUB):
+                raise ValueError(f"{entry!r} cannot be read; use {HUB}datasets/OWNER/NAME/... or local files")
+        return source
 
     @property
     def raw_folder(self) -> Path:

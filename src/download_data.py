@@ -1,0 +1,37 @@
+"""Stage 1, text into parquet: from the Hub, from files, or from this Python's standard library.
+
+    python src/download_data.py configs/quickstart.yaml data.max_bytes=8000000
+
+An interrupted download goes on where it was. Hub tokens come from the Hub's own login or HF_TOKEN.
+"""
+
+from retlab.config import ExperimentConfig
+from retlab.data.download import download
+from retlab.data.sources import local_state
+from retlab.stage import Stage, StageCommand, run_stage
+
+
+def main(config: ExperimentConfig, command: StageCommand) -> None:
+    """Write the documents of `data.source` to `data.folder`/raw."""
+    data = config.data
+    decisive = {"source", "format", "text_column", "max_documents", "max_bytes", "on_bad_line"}
+    stage = Stage(
+        "download_data",
+        config,
+        command,
+        settings={f"data.{key}": value for key, value in data.model_dump(mode="json", include=decisive).items()},
+        inputs=[],
+        sources=local_state(data),
+        output=data.raw_folder,
+        resumable=True,
+    )
+    report = {}
+    if stage.run(lambda folder: report.update(download(data, folder)) or report):
+        stage.say(
+            f"{report['documents']:,} documents, {report['bytes']:,} bytes of text;"
+            f" {report['empty_documents']:,} empty, {report['skipped_records']:,} records skipped"
+        )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,185 @@
+"""Stage 2: documents into train, validation and test, decided by each document's text alone."""
+
+import hashlib
+import itertools
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retlab.data import shuffle
+from retlab.data.documents import DocumentFile, is_empty, part_name, text_offsets
+from retlab.data.parallel import run_tasks
+from retlab.data.settings import SPLITS, DataSection, SplitShares
+from retlab.errors import UserError
+from retlab.progress import progress
+
+_SCRATCH = ".scratch"
+
+
+@dataclass
+class Counts:
+    """Documents and bytes per split, and the empty documents that were left out."""
+
+    documents: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
+    bytes: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
+    empty: int = 0
+    read: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add another part's counts to these."""
+        self.documents = [mine + its for mine, its in zip(self.documents, other.documents, strict=True)]
+        self.bytes = [mine + its for mine, its in zip(self.bytes, other.bytes, strict=True)]
+        self.empty += other.empty
+        self.read += other.read
+
+
+def split_documents(section: DataSection, raw: Path, folder: Path) -> dict[str, Any]:
+    """Write the documents of `raw`/part-*.parquet to train/, validation/ and test/ inside a folder.
+
+    A document's split depends on its text and `data.split_seed`; so equal texts are never in two splits, and more
+    files move no document. Without `data.shuffle` the documents keep their order.
+
+    Returns:
+        Documents, bytes and shares per split, and the count of empty documents, for the manifest.
+
+    Raises:
+        UserError: a split comes out empty.
+    """
+    parts = sorted(raw.glob("part-*.parquet"))
+    sizes = [_text_bytes(part) for part in parts]
+    for split in SPLITS:
+        (folder / split).mkdir()
+    scratch = folder / _SCRATCH
+    scratch.mkdir()
+    plan = shuffle.plan(sum(sizes), _shares(section.splits)) if section.shuffle else None
+    counts = Counts()
+    with progress("split", sum(sizes), "byte") as bar:
+        calls = [(part, number, section, plan, folder, scratch) for number, part in enumerate(parts)]
+        for part_counts in run_tasks(_split_part, calls, section.dask_workers, lambda one: bar.advance(one.read)):
+            counts.add(part_counts)
+    _check(section, counts)
+    if plan:
+        with progress("shuffle", sum(counts.bytes), "byte") as bar:
+            shuffle.gather(plan, scratch, [folder / split for split in SPLITS], section.dask_workers, bar.advance)
+    shutil.rmtree(scratch)
+    return _report(counts)
+
+
+def document_hashes(texts: pa.LargeStringArray, seed: int) -> npt.NDArray[np.uint64]:
+    """Two independent 64-bit numbers for each document, from its text and the seed: uint64 [documents, 2]."""
+    if len(texts) == 0:
+        return np.empty((0, 2), np.uint64)
+    content = memoryview(texts.buffers()[2])
+    key = str(seed).encode()
+    digests = (
+        hashlib.blake2b(content[start:end], digest_size=16, key=key).digest()
+        for start, end in itertools.pairwise(text_offsets(texts).tolist())
+    )
+    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+
+
+def membership(hashes: npt.NDArray[np.uint64], shares: SplitShares) -> npt.NDArray[np.int64]:
+    """Index into `SPLITS` for each document, from its first hash: int64 [documents]."""
+    limits = np.cumsum(_shares(shares))[:-1]
+    bounds = np.array([min(int(limit * 2**64), 2**64 - 1) for limit in limits], np.uint64)
+    return np.searchsorted(bounds, hashes, side="right")
+
+
+def _shares(shares: SplitShares) -> list[float]:
+    return [getattr(shares, split) for split in SPLITS]
+
+
+def _text_bytes(part: Path) -> int:
+    metadata = pq.read_metadata(part)
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+
+def read_texts(part: Path) -> Iterator[pa.LargeStringArray]:
+    """The documents of one parquet part, a row group at a time."""
+    with pq.ParquetFile(part, pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=["text"], use_threads=False).column(0).combine_chunks()
+
+
+def _split_part(
+    part: Path, number: int, section: DataSection, plan: shuffle.Plan | None, folder: Path, scratch: Path
+) -> Counts:
+    counts = Counts()
+    if plan:
+        writer: _InOrder | shuffle.Scatter = shuffle.Scatter(plan, scratch, number)
+    else:
+        writer = _InOrder(folder, number)
+    for texts in read_texts(part):
+        empty = is_empty(texts)
+        counts.empty += empty.true_count
+        texts = texts.filter(pc.invert(empty))
+        hashes = document_hashes(texts, section.split_seed)
+        splits = membership(hashes[:, 0], section.splits)
+        lengths = np.diff(text_offsets(texts))
+        for index in range(len(SPLITS)):
+            counts.documents[index] += int((splits == index).sum())
+            counts.bytes[index] += int(lengths[splits == index].sum())
+        writer.write(texts, splits, hashes[:, 1])
+    writer.close()
+    counts.read = _text_bytes(part)
+    return counts
+
+
+class _InOrder:
+    """Writes one raw part's documents to a part of the same number in each split."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._paths = [folder / split / part_name(number) for split in SPLITS]
+        self._files: dict[int, DocumentFile] = {}
+
+    def write(self, texts: pa.LargeStringArray, splits: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]) -> None:
+        del keys
+        for index, path in enumerate(self._paths):
+            chosen = texts.filter(pa.array(splits == index))
+            if len(chosen):
+                if index not in self._files:
+                    self._files[index] = DocumentFile(path)
+                self._files[index].write(chosen)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def _check(section: DataSection, counts: Counts) -> None:
+    total = sum(counts.documents)
+    if total == 0:
+        raise UserError(f"there is no document to split: all {counts.empty} are empty; name another data.source")
+    missing = [split for split, documents in zip(SPLITS, counts.documents, strict=True) if documents == 0]
+    if missing:
+        found = ", ".join(f"{split} {count}" for split, count in zip(SPLITS, counts.documents, strict=True))
+        raise UserError(
+            f"the {' and '.join(missing)} split would be empty: {total} documents fall into {found}; take more"
+            f" documents, a larger share in data.splits, or another data.split_seed than {section.split_seed}"
+        )
+
+
+def _report(counts: Counts) -> dict[str, Any]:
+    documents, size = sum(counts.documents), sum(counts.bytes)
+    return {
+        "documents": documents,
+        "bytes": size,
+        "empty_documents": counts.empty,
+        "splits": {
+            split: {
+                "documents": counts.documents[index],
+                "bytes": counts.bytes[index],
+                "share_of_documents": counts.documents[index] / documents,
+                "share_of_bytes": counts.bytes[index] / size,
+            }
+            for index, split in enumerate(SPLITS)
+        },
+    }

@@ -1,0 +1,34 @@
+"""Stage 2, raw documents into train, validation and test, by each document's text and `data.split_seed` alone.
+
+python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
+"""
+
+from retlab.config import ExperimentConfig
+from retlab.data.split import split_documents
+from retlab.stage import Stage, StageCommand, run_stage
+
+
+def main(config: ExperimentConfig, command: StageCommand) -> None:
+    """Write the splits of `data.folder`/raw to `data.folder`/splits."""
+    data = config.data
+    decisive = {"splits", "split_seed", "shuffle"}
+    stage = Stage(
+        "split_data",
+        config,
+        command,
+        settings={f"data.{key}": value for key, value in data.model_dump(mode="json", include=decisive).items()},
+        inputs=[data.raw_folder],
+        output=data.splits_folder,
+    )
+    report = {}
+    if stage.run(lambda folder: report.update(split_documents(data, data.raw_folder, folder)) or report):
+        for split, counts in report["splits"].items():
+            stage.say(
+                f"{split}: {counts['documents']:,} documents ({counts['share_of_documents']:.2%}),"
+                f" {counts['bytes']:,} bytes ({counts['share_of_bytes']:.2%})"
+            )
+        stage.say(f"{report['empty_documents']:,} empty documents dropped")
+
+
+if __name__ == "__main__":
+    run_stage(main)
