@@ -10,4 +10,8 @@ bash "$here/setup_environment.sh"
 bash "$here/run_pipeline.sh" "$config" "$@"
 bash "$here/run_pipeline.sh" "$config" name=quickstart-transformer model.architecture=transformer \
   model.match_parameters_of=configs/quickstart.yaml "$@"
-bash "$here/run_stage.sh" compare_runs runs/quickstart-retnet runs/quickstart-transformer
+runs=$here/../runs
+for word in "$@"; do
+  case $word in output_dir=*) runs=${word#*=} ;; esac
+done
+bash "$here/run_stage.sh" compare_runs "$runs/quickstart-retnet" "$runs/quickstart-transformer"

@@ -34,11 +34,12 @@ PY
   fi
 }
 
-requirements=(-r requirements.txt)
-[ "${1:-}" = test ] && requirements+=(-r tests/requirements.txt)
-wanted=$(for word in "${requirements[@]}"; do [ "$word" = -r ] || cat "$word"; done | sha256sum | cut -d' ' -f1)
-marker=$venv/.installed-${1:-run}
-if [ -f "$marker" ] && [ "$(cat "$marker")" = "$wanted" ]; then
+# What is installed is remembered by the content of the requirement files, so that a changed pin is installed.
+kind=${1:-run}
+wanted_run=$(sha256sum < requirements.txt)
+wanted_test=$(cat requirements.txt tests/requirements.txt | sha256sum)
+wanted=wanted_$kind
+if [ "$(cat "$venv/.installed-$kind" 2>/dev/null)" = "${!wanted}" ]; then
   exit 0
 fi
 
@@ -55,6 +56,12 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check -q)
 mapfile -t index < <(torch_index)
 # torch first and alone: nothing else may choose another build of it.
 "${pip[@]}" install "${index[@]}" "$(grep '^torch==' requirements.txt)"
-"${pip[@]}" install "${requirements[@]}"
+"${pip[@]}" install -r requirements.txt
 "${pip[@]}" install --no-deps --editable .
-printf '%s\n' "$wanted" > "$marker"
+if [ "$kind" = test ]; then
+  "${pip[@]}" install -r tests/requirements.txt
+  # torchscale's own requirements would replace torch; the tests bring what little it needs of them.
+  "${pip[@]}" install --no-deps torchscale==0.3.0
+  printf '%s\n' "$wanted_test" > "$venv/.installed-test"
+fi
+printf '%s\n' "$wanted_run" > "$venv/.installed-run"

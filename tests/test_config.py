@@ -54,6 +54,15 @@ def test_overrides_reach_list_items_and_union_members(tmp_path: Path) -> None:
     assert config.train.schedule.dump() == {"warmup_steps": 0, "name": "step", "step_size": 3, "gamma": 0.5}
 
 
+def test_another_architecture_on_the_command_line_leaves_the_keys_of_the_first(tmp_path: Path) -> None:
+    file = write(tmp_path, "model: {architecture: retnet, hidden_size: 64, value_size: 64, chunk_size: 32}")
+    assert load_config(file, ["model.architecture=transformer"]).model.hidden_size == 64
+    with pytest.raises(UserError, match="value_size"):
+        load_config(file, ["model.architecture=transformer", "model.value_size=32"])
+    found = problems(tmp_path, "model: {architecture: transformer, value_size: 64}")
+    assert "model.value_size: unknown key" in found[0]
+
+
 def test_all_errors_at_once_with_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
     text = """name: x
 seeed: 1

@@ -75,6 +75,8 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
             overridden[path] = argument
         except yaml_file.YamlError as error:
             problems.append(f"command line: {error.message}")
+    if ("model", "architecture") in overridden:
+        _leave_other_architecture(values["model"], overridden)
     source = _Source(file, lines, overridden)
     problems += _null_words(values, source)
     config, invalid = _validate(values, source)
@@ -99,6 +101,15 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
     data = config.data.model_copy(update={"folder": folder, "tokens_folder": tokens_folder})
     tokenizer = config.tokenizer.model_copy(update={"folder": config.tokenizer.folder or folder / "tokenizer"})
     return config.model_copy(update={"data": data, "tokenizer": tokenizer})
+
+
+def _leave_other_architecture(model: dict[str, Any], overridden: dict[yaml_file.KeyPath, str]) -> None:
+    """Drop the file's keys of the architecture that the command line replaced by another."""
+    sections = {_tag_values(section)[0]: section.model_fields for section in _sections_in(ModelSection)}
+    own = sections.get(model["architecture"], {})
+    foreign = {key for fields in sections.values() for key in fields} - own.keys()
+    for key in [key for key in model if key in foreign and own and ("model", key) not in overridden]:
+        del model[key]
 
 
 def _located(file: Path, line: int | None, message: str) -> str:

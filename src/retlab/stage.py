@@ -3,12 +3,9 @@
 import argparse
 import contextlib
 import errno
-import importlib.metadata
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retlab import artifacts
+from retlab import artifacts, provenance
 from retlab.config import ExperimentConfig, dump_config, load_config
 from retlab.emissions import track_emissions
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from retlab.progress import duration
-from retlab.section import PROJECT_ROOT, portable
+from retlab.section import portable
 
 SCRIPTS = {
     "download_data": "scripts/01_download_data.sh",
@@ -33,10 +30,6 @@ SCRIPTS = {
     "train_model": "scripts/05_train_model.sh",
     "evaluate_model": "scripts/06_evaluate_model.sh",
 }
-_VERSIONED = (
-    *("torch", "transformers", "tokenizers", "pytorch-lightning", "safetensors"),
-    *("pyarrow", "dask", "numpy", "huggingface-hub", "codecarbon"),
-)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -225,9 +218,9 @@ class Stage:
             **self._describe(),
             "report": report,
             "outputs": outputs,
-            "versions": _versions(),
-            "commit": _commit(),
-            "threads": _threads(),
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+            "threads": provenance.threads(),
             "volatile": {
                 "started": started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 3),
@@ -281,31 +274,6 @@ def _hint(folder: Path, manifest: dict[str, Any] | None) -> str:
         if name in SCRIPTS
         else (" run the stage that makes it first")
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that did the work, with + for uncommitted changes; None outside git."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _threads() -> int:
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else len(os.sched_getaffinity(0))
 
 
 def _parse(

@@ -1,0 +1,142 @@
+"""Kill the stages of an experiment at random moments and compare with an undisturbed run:
+
+python tests/kill_stages.py configs/quickstart.yaml --kills 20 --folder /tmp/kills [--seed 0] [key=value ...]
+
+Every stage is first run undisturbed and timed. Then everything is run again from nothing at the same place;
+each kill (SIGKILL to the process, or to all it started) comes at a random moment of the whole pipeline, and
+the same command is run again. At the end all files must be equal: byte for byte, manifests and tables in all
+but their fields of time and energy, and nothing unfinished may be left.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+STAGES = ("download_data", "split_data", "train_tokenizer", "tokenize_data", "train_model", "evaluate_model")
+
+
+def command(stage: str, config: Path, lab: Path, overrides: list[str]) -> list[str]:
+    places = [f"data.folder={lab}/data", f"output_dir={lab}/runs"]
+    return [sys.executable, str(ROOT / "src" / f"{stage}.py"), str(config), *places, *overrides]
+
+
+def finish(stage: str, config: Path, lab: Path, overrides: list[str]) -> tuple[float, str]:
+    """Run a stage to its end; returns its seconds and what it printed."""
+    started = time.monotonic()
+    answer = subprocess.run(command(stage, config, lab, overrides), capture_output=True, text=True)
+    if answer.returncode:
+        raise SystemExit(f"{stage} failed with {answer.returncode}:\n{answer.stdout}{answer.stderr}")
+    return time.monotonic() - started, answer.stdout
+
+
+def kill(stage: str, config: Path, lab: Path, overrides: list[str], delay: float, all_of_it: bool) -> bool:
+    """Start a stage and kill it after `delay` seconds; False if it had ended before."""
+    process = subprocess.Popen(
+        command(stage, config, lab, overrides),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        process.wait(delay)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL) if all_of_it else process.kill()
+        process.wait()
+        return True
+
+
+def run_with_kills(
+    config: Path, lab: Path, overrides: list[str], seconds: dict[str, float], kills: int, chance: random.Random
+) -> None:
+    """Run all stages; the kills fall on the stages in proportion to their time, at least one where there are enough."""
+    stages = [*STAGES[: min(kills, len(STAGES))]]
+    stages += chance.choices(STAGES, weights=[seconds[stage] for stage in STAGES], k=kills - len(stages))
+    for stage in STAGES:
+        for _ in range(stages.count(stage)):
+            delay, all_of_it = chance.uniform(0, seconds[stage]), chance.random() < 0.5
+            hit = kill(stage, config, lab, overrides, delay, all_of_it)
+            print(f"{stage}: {'killed' if hit else 'had ended'} after {delay:.2f} s", flush=True)
+        finish(stage, config, lab, overrides)
+
+
+def comparable(file: Path) -> Any:
+    """A file's content without what two equal runs may differ in."""
+    if file.name.endswith("manifest.json") or file.name == "results.json":
+        value = json.loads(file.read_text())
+        value.pop("volatile", None)
+        return value
+    if file.name == "metrics.csv":
+        from retlab.training.metrics import VOLATILE_COLUMNS
+
+        rows = list(csv.DictReader(file.open()))
+        return [{key: value for key, value in row.items() if key not in VOLATILE_COLUMNS} for row in rows]
+    if file.suffix == ".ckpt":
+        return None
+    return file.read_bytes()
+
+
+def files_of(lab: Path) -> dict[str, Path]:
+    return {
+        str(file.relative_to(lab)): file
+        for file in sorted(lab.rglob("*"))
+        if file.is_file() and not {"emissions", "tensorboard", "__pycache__"} & set(file.parts)
+    }
+
+
+def differences(calm: Path, killed: Path) -> list[str]:
+    """Every way in which two labs differ that they may not, and everything unfinished in the second."""
+    first, second = files_of(calm), files_of(killed)
+    found = [f"only in one of them: {name}" for name in sorted(first.keys() ^ second.keys())]
+    found += [f"unfinished: {path}" for path in killed.rglob(".*")]
+    volatile = {
+        str((file.parent / name).relative_to(calm))
+        for file in calm.rglob("*manifest.json")
+        for name in json.loads(file.read_text())["volatile"].get("files", {})
+    } | {name for name in first if name.endswith("emissions.csv")}
+    for name in sorted(first.keys() & second.keys() - volatile):
+        if comparable(first[name]) != comparable(second[name]):
+            found.append(f"differs: {name}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, required=True, help="an empty or missing folder to work in")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    lab, calm = options.folder.resolve() / "lab", options.folder.resolve() / "calm"
+    if lab.exists() or calm.exists():
+        raise SystemExit(f"{options.folder} is not empty")
+    seconds = {}
+    for stage in STAGES:
+        seconds[stage], _ = finish(stage, options.config, lab, options.overrides)
+        print(f"{stage}: undisturbed in {seconds[stage]:.1f} s", flush=True)
+    shutil.move(lab, calm)
+    chance = random.Random(options.seed)
+    run_with_kills(options.config, lab, options.overrides, seconds, options.kills, chance)
+    for stage in STAGES:
+        _, text = finish(stage, options.config, lab, options.overrides)
+        if "up to date" not in text:
+            raise SystemExit(f"{stage} is not up to date after all:\n{text}")
+    found = differences(calm, lab)
+    print("\n".join(found) or f"{options.kills} kills: all files are those of the undisturbed run")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

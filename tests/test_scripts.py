@@ -1,0 +1,127 @@
+"""The shell scripts and the README's commands, run as a user would."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retlab.section import PROJECT_ROOT
+from tests.conftest import TINY, environment
+
+pytestmark = pytest.mark.component
+SCRIPTS = PROJECT_ROOT / "scripts"
+README = (PROJECT_ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("script", sorted([*SCRIPTS.glob("*.sh"), PROJECT_ROOT / ".ci" / "run"]), ids=lambda s: s.name)
+def test_scripts_are_valid_bash(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("0*.sh")), ids=lambda script: script.name)
+def test_numbered_scripts_run_from_any_folder_and_are_up_to_date(script: Path, tiny_lab: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "mine.yaml"
+    shutil.copy(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml", copy)
+    answer = subprocess.run(
+        ["bash", str(script), "mine.yaml"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "up to date" in answer.stdout
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("0*.sh")), ids=lambda script: script.name)
+def test_numbered_scripts_say_what_is_wrong_and_exit_with_2(script: Path, tmp_path: Path) -> None:
+    for words in ([str(tmp_path / "no.yaml")], [str(PROJECT_ROOT / "configs/quickstart.yaml"), "train.lerning_rate=1"]):
+        answer = subprocess.run(["bash", str(script), *words], env=environment(), capture_output=True, text=True)
+        assert answer.returncode == 2
+        assert answer.stderr.startswith("error: ")
+        assert "Traceback" not in answer.stderr
+
+
+def test_tokenize_takes_the_names_of_splits(tiny_lab: Path) -> None:
+    config = str(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml")
+    script = str(SCRIPTS / "04_tokenize_data.sh")
+    answer = subprocess.run(["bash", script, config, "test"], env=environment(), capture_output=True, text=True)
+    assert answer.returncode == 0
+    assert "tokenize_data test" in answer.stdout
+    assert "train" not in answer.stdout
+    answer = subprocess.run(["bash", script, config, "tets"], env=environment(), capture_output=True, text=True)
+    assert (answer.returncode, "'tets'" in answer.stderr) == (2, True)
+
+
+def test_python_entry_is_the_same_thing(tiny_lab: Path) -> None:
+    config = str(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml")
+    command = [sys.executable, str(PROJECT_ROOT / "src" / "train_model.py"), config, "train.log_every_steps=1"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert (answer.returncode, "up to date" in answer.stdout) == (0, True), answer.stderr
+
+
+def test_the_quickstart_in_a_fresh_clone(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(PROJECT_ROOT), str(clone)], check=True)
+    # The environment that runs the tests has what the quickstart would install.
+    (clone / ".venv").symlink_to(sys.prefix)
+    command = ["bash", str(clone / "scripts" / "quickstart.sh"), *TINY]
+    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    for word in ("quickstart-retnet", "quickstart-transformer", "bits per byte", "def read_lines"):
+        assert word in first.stdout
+    assert (clone / "runs" / "quickstart-transformer" / "model" / "model.safetensors").is_file()
+    second = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert second.stdout.count("up to date") == 16, second.stdout
+    status = subprocess.run(["git", "-C", str(clone), "status", "--short"], capture_output=True, text=True, check=True)
+    assert status.stdout.strip() in ("", "?? .venv"), "what runs leave is ignored by git"
+
+
+def test_check_config_prints_a_configuration_that_loads(tmp_path: Path) -> None:
+    script = str(PROJECT_ROOT / "src" / "check_config.py")
+    command = [sys.executable, script, str(PROJECT_ROOT / "configs" / "quickstart.yaml"), "seed=3"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "copy.yaml").write_text(answer.stdout)
+    again = subprocess.run(
+        [sys.executable, script, str(tmp_path / "copy.yaml")], capture_output=True, text=True, check=True
+    )
+    assert again.stdout == answer.stdout
+
+
+def _commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_the_readme_names_only_scripts_and_configurations_that_exist() -> None:
+    paths = set(re.findall(r"\b(?:scripts|configs|src|tests)/[\w./-]+\.(?:sh|yaml|py|json)", README))
+    missing = [path for path in paths if not (PROJECT_ROOT / path).is_file() and "user_configs/mine" not in path]
+    assert not missing
+
+
+def test_the_readmes_commands_for_own_experiments_run(tiny_lab: Path) -> None:
+    """The commands with configs/user_configs/mine.yaml; the quickstart and the test command have tests of their own."""
+    mine = PROJECT_ROOT / "configs" / "user_configs" / "mine.yaml"
+    commands = [command for command in _commands() if "user_configs/mine.yaml" in command]
+    assert len(commands) >= 3
+    assert not mine.exists(), "the user's own file is not to be touched"
+    shutil.copy(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml", mine)
+    try:
+        for command in commands:
+            answer = subprocess.run(
+                [*re.sub(r"\s+", " ", command).split(" ")],
+                cwd=PROJECT_ROOT,
+                env=environment(),
+                capture_output=True,
+                text=True,
+            )
+            assert answer.returncode == 0, f"{command}\n{answer.stdout}{answer.stderr}"
+    finally:
+        mine.unlink()
+
+
+def test_the_readmes_python_snippets_run(tiny_lab: Path, tmp_path: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        code = snippet.replace("runs/quickstart-retnet/model", str(tiny_lab / "runs/quickstart-retnet/model"))
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment(), capture_output=True)
