@@ -37,14 +37,15 @@ def resolve_model(config: ExperimentConfig) -> ExperimentConfig:
     reference, vocabulary = config.model.match_parameters_of, vocabulary_size(config)
     if reference is None or vocabulary is None:
         return config
-    from retlab.models.counting import match_intermediate_size
+    from retlab.models.counting import match_intermediate_size, with_intermediate_size
 
+    fields = config.model.to_fields(vocabulary)
     try:
-        fields = config.model.to_fields(vocabulary)
-        matched = match_intermediate_size(fields, _parameters_of(absolute(reference)))
+        width = match_intermediate_size(fields, _parameters_of(absolute(reference)))
     except ValueError as error:
         raise UserError(f"model.match_parameters_of: {error}") from None
-    return config.model_copy(update={"model": config.model.with_fields(matched)})
+    model = config.model.with_fields(with_intermediate_size(fields, width))
+    return config.model_copy(update={"model": model})
 
 
 def _parameters_of(path: Path) -> int:

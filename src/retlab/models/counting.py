@@ -1,11 +1,12 @@
 """Parameter and operation counts, and the feed-forward width that makes two models comparable."""
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
 
 from retlab.models.body import Body
-from retlab.models.configuration import HybridConfig, ModelConfig
+from retlab.models.fields import HybridFields, ModelFields
 
 
 class ParameterCount(NamedTuple):
@@ -16,20 +17,20 @@ class ParameterCount(NamedTuple):
     non_embedding: int
 
 
-def _body(config: ModelConfig) -> Body:
+def _body(config: ModelFields) -> Body:
     """The model's body without storage behind its weights."""
     with torch.device("meta"):
         return Body(config.hidden_size, config.block_list(), config.num_hidden_layers, config.rms_norm_eps)
 
 
-def count_parameters(config: ModelConfig) -> ParameterCount:
+def count_parameters(config: ModelFields) -> ParameterCount:
     """Count the parameters of the model that a configuration describes, without building its weights."""
     non_embedding = sum(parameter.numel() for parameter in _body(config).parameters())
     embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return ParameterCount(non_embedding + embedding, embedding, non_embedding)
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+def flops_per_token(config: ModelFields, sequence_length: int) -> float:
     """Floating point operations per trained token, forward and backward: 6 M + 3 sum over blocks of core(T).
 
     M counts the weights that multiply a token: the body and the output projection, not the looked-up embedding.
@@ -44,27 +45,25 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     return 6.0 * weights + 3.0 * core
 
 
-def with_intermediate_size(config: ModelConfig, intermediate_size: int) -> ModelConfig:
-    """The configuration with another feed-forward width; in a hybrid, that of all its `glu` blocks."""
-    values = config.to_dict()
-    if isinstance(config, HybridConfig):
-        values["blocks"] = [
-            {**block, "intermediate_size": intermediate_size} if block["name"] == "glu" else block
-            for block in config.blocks
-        ]
-    else:
-        values["intermediate_size"] = intermediate_size
-    return type(config)(**values)
+def with_intermediate_size(fields: ModelFields, intermediate_size: int) -> ModelFields:
+    """The fields with another feed-forward width; in a hybrid, that of all its `glu` blocks."""
+    if not isinstance(fields, HybridFields):
+        return dataclasses.replace(fields, intermediate_size=intermediate_size)  # type: ignore[call-arg]
+    blocks = [
+        {**block, "intermediate_size": intermediate_size} if block["name"] == "glu" else block
+        for block in fields.blocks
+    ]
+    return dataclasses.replace(fields, blocks=blocks)
 
 
-def match_intermediate_size(config: ModelConfig, target_parameters: int, tolerance: float = 0.01) -> int:
+def match_intermediate_size(fields: ModelFields, target_parameters: int, tolerance: float = 0.01) -> int:
     """The feed-forward width that brings the parameter count closest to `target_parameters`.
 
     A multiple of 8 is preferred where it lies within a tenth of the tolerance. A ValueError says that none lies
     within the tolerance.
     """
-    smallest = count_parameters(with_intermediate_size(config, 1)).total
-    per_unit = count_parameters(with_intermediate_size(config, 2)).total - smallest
+    smallest = count_parameters(with_intermediate_size(fields, 1)).total
+    per_unit = count_parameters(with_intermediate_size(fields, 2)).total - smallest
     if per_unit == 0:
         raise ValueError("This model has no feed-forward block whose width could match the number of parameters.")
     # The count is linear in the width.

@@ -28,6 +28,16 @@ class ModelSettings(Section):
             del values["vocab_size"]
         return values
 
+    def to_fields(self, vocab_size: int) -> ModelFields:
+        """The fields of the model, with this vocabulary where the section names none of its own."""
+        return self.fields_class(**{"vocab_size": vocab_size, **self.model_fields_as_dict()})
+
+    def with_fields(self, fields: ModelFields) -> Self:
+        """The section with the sizes of `fields` in place of a model to match."""
+        values = {name: getattr(fields, name) for name in self.fields_class.__dataclass_fields__}
+        del values["vocab_size"]
+        return self.model_copy(update={**values, "match_parameters_of": None})
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.fields_class(**self.model_fields_as_dict()).check()
