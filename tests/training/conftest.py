@@ -53,6 +53,7 @@ def make_request(folder: Path, run: str = "run", model: dict[str, Any] | None = 
         pad_id=PAD,
         train_shards=folder / "train",
         validation_shards=folder / "validation",
+        tokenizer_folder=folder / "tokenizer",
         run_folder=folder / run,
         identity={"learning_rate": section.learning_rate},
     )

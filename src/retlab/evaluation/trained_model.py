@@ -1,12 +1,14 @@
 """A trained model as the evaluation uses it: loaded, checked, on its device, in its precision."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection
@@ -81,9 +83,10 @@ def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
 
 def _load_weights(config: ModelConfig, folder: Path) -> CausalLM:
     try:
-        loaded: Any = MODELS[config.architecture].from_pretrained(
-            folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet():
+            loaded: Any = MODELS[config.architecture].from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
     except Exception as error:
         # transformers and safetensors each have their own errors for a file that is missing or damaged.
         raise UserError(f"the weights in {folder} cannot be loaded ({_reason(error)}); train the model anew") from None
@@ -96,6 +99,20 @@ def _load_weights(config: ModelConfig, folder: Path) -> CausalLM:
         )
     assert isinstance(model, CausalLM)
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of transformers: what is wrong is said in one sentence here."""
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def _reason(error: Exception) -> str:

@@ -21,8 +21,9 @@ logger = logging.get_logger(__name__)
 class CausalLM(PreTrainedModel, GenerationMixin):
     """Embedding, body and output projection; what the architectures share.
 
-    `config` is a configuration, a model folder, a configuration file (JSON), or None for the defaults; keyword
-    arguments override single fields. The weights are new: `from_pretrained` loads trained ones.
+    `config` is a configuration, a model folder, a configuration file (a model's JSON, an experiment's YAML), or None
+    for the defaults; keyword arguments override single fields. The weights are new: `from_pretrained` loads trained
+    ones.
     """
 
     config_class: type[ModelConfig]
@@ -30,7 +31,6 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules: ClassVar[list[str]] = ["Block"]
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embed_tokens.weight"}
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa = True
 
     def __init__(self, config: ModelConfig | str | Path | None = None, **overrides: Any) -> None:
         config = self._resolve_config(config, overrides)
@@ -48,13 +48,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _resolve_config(cls, config: ModelConfig | str | Path | None, overrides: dict[str, Any]) -> ModelConfig:
         if isinstance(config, str | Path):
-            if not Path(config).exists():
-                raise ValueError(f"{config} is neither a model folder nor a configuration file.")
-            read = cls.config_class.get_config_dict(config)[0]
-            saved_for = read.get("model_type", cls.config_class.model_type)
-            if saved_for != cls.config_class.model_type:
-                raise ValueError(f"{config} describes a {saved_for} model, not a {cls.config_class.model_type}.")
-            return cls.config_class(**{**read, **overrides})
+            config = cls.config_class.from_file(config)
         if config is None:
             return cls.config_class(**overrides)
         if not isinstance(config, cls.config_class):
@@ -272,6 +266,7 @@ class TransformerModelHF(CausalLM):
     """A Transformer with rotary positions, and otherwise the RetNet's feed-forward, norms and initialisation."""
 
     config_class = DecoderConfig
+    _supports_sdpa = True
 
 
 class HybridModelHF(CausalLM):
@@ -279,6 +274,7 @@ class HybridModelHF(CausalLM):
 
     config_class = HybridConfig
     _is_stateful = True
+    _supports_sdpa = True
 
 
 MODELS: dict[str, type[CausalLM]] = {

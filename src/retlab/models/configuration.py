@@ -1,7 +1,10 @@
 """Hugging Face configurations: the fields of `fields.py`, saved as `config.json`, with 301r's names as aliases."""
 
-from typing import Any, ClassVar
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+import yaml
 from transformers import PretrainedConfig
 
 from .fields import HybridFields, ModelFields, RetNetFields, TransformerFields
@@ -40,6 +43,48 @@ class ModelConfig(PretrainedConfig):
     def get_params(self) -> dict[str, Any]:
         """The hyperparameters as plain values, without what only transformers needs."""
         return {name: getattr(self, name) for name in self.fields_class().__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but a configuration of another kind of model is refused, not warned about."""
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(f"This configuration describes a {kind} model, but {cls.__name__} a {cls.model_type}.")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a model folder, a `config.json`, or the `model` section of an experiment's YAML file."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        if not path.is_file():
+            raise ValueError(f"There is no configuration file {path}.")
+        text = path.read_text(encoding="utf-8")
+        try:
+            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds no configuration: expected a mapping of keys to values.")
+        return cls.from_dict(values) if path.suffix == ".json" else cls._from_experiment(path, values)
+
+    @classmethod
+    def _from_experiment(cls, path: Path, values: dict[str, Any]) -> Self:
+        """The configuration that the `model` section of an experiment describes."""
+        section = {"vocab_size": None, **values.get("model", values)}
+        architecture = section.pop("architecture", cls.architecture)
+        if architecture != cls.architecture:
+            raise ValueError(f"{path} describes a {architecture}, but {cls.__name__} a {cls.architecture}.")
+        if section.pop("match_parameters_of", None) is not None:
+            raise ValueError(f"{path} leaves intermediate_size to match_parameters_of, which only the stages resolve.")
+        if section["vocab_size"] is None:
+            section["vocab_size"] = (values.get("tokenizer") or {}).get("vocab_size")
+        if section["vocab_size"] is None:
+            raise ValueError(f"{path} names no vocab_size: set it in its model section.")
+        # YAML 1.1 reads 1e-6 as text.
+        floats = {name for name, item in cls.fields_class().__dataclass_fields__.items() if item.type is float}
+        return cls(**{key: float(value) if key in floats else value for key, value in section.items()})
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         known = {*self.get_params(), *self.attribute_map}

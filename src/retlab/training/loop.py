@@ -60,12 +60,12 @@ class TrainingLoop(pl.Callback):
         validation: SequentialLoader,
         store: CheckpointStore,
         metrics: MetricsFile,
-        bar: Progress,
+        start_bar: Callable[[], Progress],
         stop_requested: Callable[[], bool],
         checkpoint: dict[str, Any] | None,
     ) -> None:
         self.train, self.facts, self.batches, self.validation = train, facts, batches, validation
-        self.store, self.metrics, self.bar, self.stop_requested = store, metrics, bar, stop_requested
+        self.store, self.metrics, self.start_bar, self.stop_requested = store, metrics, start_bar, stop_requested
         self.interrupted = False
         self.first_step = checkpoint["step"] if checkpoint else 0
         self._checkpoint = checkpoint
@@ -90,6 +90,7 @@ class TrainingLoop(pl.Callback):
         """Make up for what a signal kept the last attempt from finishing."""
         assert isinstance(module, TrainingModule)
         self.interrupted = self._is_stopping(module)
+        self.bar = self.start_bar()
         if module.state.unfinished and not self.interrupted:
             self.interrupted = self._validate(trainer, module) is None
             if not self.interrupted:

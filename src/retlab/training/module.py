@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,8 +19,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from retlab.errors import UserError
+from retlab.models.causal_lm import CausalLM
 from retlab.training.objectives import OBJECTIVES, Objective, SummedLoss, count_tokens
 from retlab.training.optimizer import build_optimizer, set_learning_rate
 from retlab.training.processes import Agreement
@@ -81,9 +85,10 @@ class _Unread(NamedTuple):
 class Scored(nn.Module):
     """The model and its objective as one module: what is wrapped, sharded and compiled."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: CausalLM, objective: Objective) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model: CausalLM = model
+        self.objective = objective
 
     def forward(self, batch: Mapping[str, Tensor]) -> SummedLoss:
         return self.objective(self.model, batch)
@@ -98,7 +103,7 @@ class TrainingModule(pl.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: CausalLM,
         train: TrainSection,
         *,
         seed: int,
@@ -119,23 +124,24 @@ class TrainingModule(pl.LightningModule):
         self._unread: list[_Unread] = []
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> CausalLM:
         """The model without wrappers."""
         return self.scored.model
 
     def configure_model(self) -> None:
         """Shard the parameters over the processes under FSDP; called once the processes know each other."""
         if self.train_section.strategy == "fsdp" and self.trainer.world_size > 1:
+            assert self.device_mesh is not None
             _shard(self.scored, self.device_mesh["data_parallel"], self.bf16)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.train_section)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         # The step counts tokens on the CPU first and moves one micro-batch at a time.
         return batch
 
-    def training_step(self, batch: list[Batch], batch_idx: int) -> None:
+    def training_step(self, batch: list[Batch], batch_idx: int) -> None:  # noqa: ARG002
         state, agreement = self.state, self.agreement
         counts = [int(count_tokens(micro)) for micro in batch]
         tokens = round(agreement.sum([float(sum(counts))])[0])
@@ -166,15 +172,23 @@ class TrainingModule(pl.LightningModule):
         if self.agreement.size == 1:
             yield
         elif self.train_section.strategy == "fsdp":
+            assert isinstance(self.scored, FSDPModule)
             self.scored.set_requires_gradient_sync(shared)
             yield
         else:
-            with contextlib.nullcontext() if shared else self.trainer.strategy.block_backward_sync():
+            strategy = self.trainer.strategy
+            assert isinstance(strategy, DDPStrategy)
+            with contextlib.nullcontext() if shared else strategy.block_backward_sync():
                 yield
+
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     def _optimizer_step(self) -> Tensor:
         """Clip, step and clear; returns the norm of the gradient before clipping."""
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         highest = self.train_section.gradient_clip_norm
         if highest is None:
@@ -245,7 +259,7 @@ class TrainingModule(pl.LightningModule):
     def weights(self) -> dict[str, Any]:
         """Weights and optimizer state by parameter name, whole and on the CPU; complete in the first process."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer = self.optimizers().optimizer
+        optimizer = self._optimizer().optimizer
         return {
             "model": get_model_state_dict(self.model, options=options),
             "optimizer": get_optimizer_state_dict(self.model, optimizer, options=options),
@@ -254,7 +268,7 @@ class TrainingModule(pl.LightningModule):
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
         """Put back what `weights` returned."""
         options = StateDictOptions(full_state_dict=True)
-        optimizer = self.optimizers().optimizer
+        optimizer = self._optimizer().optimizer
         set_model_state_dict(self.model, checkpoint["model"], options=options)
         set_optimizer_state_dict(self.model, optimizer, checkpoint["optimizer"], options=options)
 
@@ -266,11 +280,6 @@ def random_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
 
 def _shard(scored: Scored, mesh: Any, bf16: bool) -> None:
     """Shard every block by itself and the rest together (FSDP2)."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else None
-    options = {"mesh": mesh} | ({"mp_policy": policy} if policy else {})
-    for block in scored.model.modules():
-        if type(block).__name__ in (scored.model._no_split_modules or []):
-            fully_shard(block, **options)
-    fully_shard(scored, **options)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    for module in (*scored.model.body.blocks, scored):
+        fully_shard(module, mesh=mesh, mp_policy=policy)

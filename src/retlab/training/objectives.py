@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from retlab.models.causal_lm import CausalLM
+
 IGNORED = -100
 """Target of a position that is in no loss."""
 
@@ -27,7 +29,7 @@ class SummedLoss(NamedTuple):
     tokens: Tensor
 
 
-Objective = Callable[[nn.Module, Mapping[str, Tensor]], SummedLoss]
+Objective = Callable[[CausalLM, Mapping[str, Tensor]], SummedLoss]
 
 
 def counted_targets(batch: Mapping[str, Tensor]) -> Tensor:
@@ -40,7 +42,7 @@ def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return (counted_targets(batch) != IGNORED).sum()
 
 
-def next_token(model: nn.Module, batch: Mapping[str, Tensor]) -> SummedLoss:
+def next_token(model: CausalLM, batch: Mapping[str, Tensor]) -> SummedLoss:
     """Cross entropy of the next token, the logits in float32.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from retlab.data.settings import DataSection
-from retlab.section import Section
+from retlab.section import Section, absolute
 from retlab.training.settings import TrainSection
 
 # Keys of the `train` section that change speed, files or the machine, and not which model is trained.
@@ -33,6 +33,8 @@ class TrainingRequest(Section):
     "Token shards to train on."
     validation_shards: Path
     "Token shards to validate on."
+    tokenizer_folder: Path
+    "Tokenizer that made the shards."
     run_folder: Path
     "Folder of checkpoints and metrics."
     start_anew: bool = False
@@ -51,3 +53,11 @@ def deciding_settings(seed: int, data: DataSection, model: Section, train: Train
     return {"seed": seed} | {
         f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
     }
+
+
+def source_of_weights(init_from: str | None) -> dict[str, Any]:
+    """Sizes and times of the weight files that a training starts from, where they are local."""
+    if init_from is None or not absolute(init_from).is_dir():
+        return {}
+    files = sorted(absolute(init_from).glob("*.safetensors"))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}

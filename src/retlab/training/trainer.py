@@ -60,6 +60,11 @@ class TrainingResult:
             "stopped_early": self.state.stopped_early,
         }
 
+    def speed(self) -> dict[str, float]:
+        """What differs from run to run: seconds in training steps, over all attempts, and tokens per second."""
+        seconds = self.state.training_seconds
+        return {"training_seconds": round(seconds, 3), "tokens_per_second": round(self.state.tokens / seconds, 1)}
+
 
 def train(
     request: TrainingRequest, *, say: Callable[[str], None], stop_requested: Callable[[], bool]
@@ -152,10 +157,11 @@ def _train(
         f"{parameters:,} parameters, {total_steps:,} steps of {section.batch_size} windows of"
         f" {request.data.sequence_length} tokens, {batches.steps_per_epoch:,} steps an epoch; {hardware}"
     )
-    with _progress(total_steps, done) as bar:
+    with contextlib.ExitStack() as stack:
         loop = TrainingLoop(
             section, facts, batches, validation, CheckpointStore(_checkpoints(request)),
-            MetricsFile(request.run_folder / "metrics.csv"), bar, stop_requested, checkpoint,
+            MetricsFile(request.run_folder / "metrics.csv"), lambda: stack.enter_context(_progress(total_steps, done)),
+            stop_requested, checkpoint,
         )  # fmt: skip
         _fit(request, hardware, module, loop, StepBatches(batches, done, total_steps))
     if loop.interrupted:
