@@ -282,6 +282,8 @@ MODELS: dict[str, type[CausalLM]] = {
 }
 """The model class of every architecture."""
 
-for _model in MODELS.values():
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)
+# Not in an exported copy of this code: transformers finds that through its folder's config.json.
+if __name__ == "retlab.models.causal_lm":
+    for _model in MODELS.values():
+        AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+        AutoModelForCausalLM.register(_model.config_class, _model, exist_ok=True)

@@ -1,5 +1,6 @@
 """Hugging Face configurations: the fields of `fields.py`, saved as `config.json`, with 301r's names as aliases."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -85,6 +86,13 @@ class ModelConfig(PretrainedConfig):
         # YAML 1.1 reads 1e-6 as text.
         floats = {name for name, item in cls.fields_class().__dataclass_fields__.items() if item.type is float}
         return cls(**{key: float(value) if key in floats else value for key, value in section.items()})
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """As in transformers, with the modelling code: the folder loads where RetLab is not installed."""
+        # In an exported copy of this code, which transformers itself saves, there is no such module.
+        if __name__ == "retlab.models.configuration":
+            importlib.import_module("retlab.models.bundle").add_modelling_code(self, Path(save_directory))
+        return super().save_pretrained(save_directory, **kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         known = {*self.get_params(), *self.attribute_map}

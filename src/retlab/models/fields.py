@@ -25,13 +25,13 @@ class ModelFields:
 
     def check(self) -> None:
         """Raise a ValueError with one sentence about the first value that cannot be."""
-        for item in fields(ModelFields if type(self) is ModelFields else self.fields_class()):
+        for item in fields(self.fields_class()):
             _check_bounds(item.name, getattr(self, item.name), item.type, item.metadata["bounds"])
 
     @classmethod
     def fields_class(cls) -> type["ModelFields"]:
         """The dataclass of this module that a configuration class is made from."""
-        return next(base for base in cls.__mro__ if base.__module__ == __name__)
+        return next((base for base in cls.__mro__ if base in FIELDS.values()), ModelFields)
 
     def block_list(self) -> list[dict[str, Any]]:
         """The blocks of one layer, each the name of a mixer with its settings."""
