@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import HfApi, HfFileSystem, constants
 from huggingface_hub import errors as hub_errors
@@ -47,10 +48,10 @@ def list_files(entry: str) -> Listing:
         system = HfFileSystem(skip_instance_cache=True)
         path = f"{root}/{inside}".rstrip("/")
         pattern = glob.has_magic(inside)
-        found = system.glob(path, detail=True) if pattern else system.find(path, detail=True)
+        listed = system.glob(path, detail=True) if pattern else system.find(path, detail=True)
     files = {
         name.removeprefix(root + "/"): (info["size"], str(info.get("blob_id")))
-        for name, info in found.items()
+        for name, info in cast(dict[str, dict[str, Any]], listed).items()
         if info["type"] == "file"
     }
     if not files:
@@ -89,8 +90,7 @@ def fetch(name: str, path: str, size: int, target: Path, advance: Callable[[int]
             file.flush()
             os.fsync(file.fileno())
     if done != size:
-        if done > size:
-            partial.unlink()
+        partial.unlink()
         raise UserError(f"{name}: the Hub sent {done:,} bytes where it lists {size:,}; run the same command again")
     os.replace(partial, target)
 
