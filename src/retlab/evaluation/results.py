@@ -14,7 +14,6 @@ from retlab.evaluation.reference_points import TestText, count_models, read_text
 from retlab.evaluation.samples import write_samples
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import TrainedModel, load_trained_model
-from retlab.models.counting import count_parameters
 
 UNITS = {
     "loss": "nats/token",
@@ -69,7 +68,7 @@ def _describe_model(trained: TrainedModel) -> dict[str, Any]:
     config = trained.config
     return {
         "architecture": config.architecture,
-        "parameters": count_parameters(config).total,
+        "parameters": sum(weight.numel() for weight in trained.model.parameters()),
         "vocab_size": config.vocab_size,
     }
 

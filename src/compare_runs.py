@@ -1,0 +1,27 @@
+"""Put evaluated runs side by side: table, samples of the same prompt, and where everything lies.
+
+python src/compare_runs.py RUN_FOLDER [RUN_FOLDER ...]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from retlab.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from retlab.evaluation.summary import read_run, summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the comparison and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUN_FOLDER", type=Path, nargs="+", help="a run folder with results.json")
+    try:
+        print(summary([read_run(folder) for folder in parser.parse_args(arguments).runs]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
