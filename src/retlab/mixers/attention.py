@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from .base import Mixer, head_width
+from .base import Mixer, Projection, head_width
 from .rotary import rope_frequencies, rotate_halves, rotation
 
 
@@ -37,17 +36,11 @@ class Attention(Mixer):
         self.head_width = head_width(hidden_size, num_heads)
         self.rope_theta = rope_theta
         self.dropout = dropout
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """TorchScale's initialisation of attention: Xavier with gain 2^-0.5, and 1 for the way out."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)
-        nn.init.xavier_uniform_(self.out_proj.weight)
+        # TorchScale's initialisation.
+        self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
+        self.k_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
+        self.v_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
+        self.out_proj = Projection(hidden_size, hidden_size, gain=1.0)
 
     def forward(
         self,

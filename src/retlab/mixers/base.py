@@ -26,8 +26,23 @@ MixerState = tuple[torch.Tensor, ...]
 """Any mixer's state: a named tuple of tensors, batch first."""
 
 
+class Projection(nn.Linear):
+    """A linear map without bias, initialised as Xavier uniform with a gain (Glorot and Bengio 2010, eq. 16)."""
+
+    def __init__(self, in_features: int, out_features: int, gain: float) -> None:
+        self.gain = gain
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight, gain=self.gain)
+
+
 class Mixer(nn.Module):
-    """Base of sequence and channel mixers. Settings are the constructor's keyword arguments after `hidden_size`."""
+    """Base of sequence and channel mixers. Settings are the constructor's keyword arguments after `hidden_size`.
+
+    Every submodule that holds weights initialises them in `reset_parameters`, as PyTorch's own layers do: models call
+    it again where a checkpoint lacks a weight.
+    """
 
     forms: ClassVar[tuple[str, ...]] = ()
     """Names of the equivalent forms that this mixer can compute, where it has several."""
@@ -52,10 +67,6 @@ class Mixer(nn.Module):
         state: MixerState | None = None,
     ) -> tuple[torch.Tensor, MixerState | None]:
         """Mix one piece of the sequence; shapes as in the module's docstring."""
-        raise NotImplementedError
-
-    def reset_parameters(self) -> None:
-        """Initialise the mixer's own weights with `torch.nn.init`."""
         raise NotImplementedError
 
     def core_flops_per_token(self, sequence_length: int) -> float:

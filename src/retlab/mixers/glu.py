@@ -23,14 +23,10 @@ class GatedLinearUnit(Mixer):
             raise ValueError(f"The intermediate size must be at least 1, not {intermediate_size}.")
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
+        # TorchScale leaves them as PyTorch initialises them.
         self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.gate = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    def reset_parameters(self) -> None:
-        """PyTorch's default for linear layers, as TorchScale leaves it."""
-        for projection in (self.fc1, self.gate, self.fc2):
-            projection.reset_parameters()
 
     def forward(
         self,

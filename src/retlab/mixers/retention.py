@@ -8,10 +8,9 @@ also a masked product over all pairs (eq. 5) and, in between, a product within c
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from .base import Mixer, head_width
+from .base import Mixer, Projection, head_width
 from .rotary import retnet_frequencies, rotate_pairs, rotation
 
 FORMS = ("parallel", "chunkwise", "recurrent")
@@ -258,18 +257,12 @@ class Retention(Mixer):
         self.chunk_size = chunk_size
         self.norm_eps = norm_eps
         self.torchscale_normalizer = torchscale_normalizer
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.v_proj = nn.Linear(hidden_size, value_size, bias=False)
-        self.g_proj = nn.Linear(hidden_size, value_size, bias=False)
-        self.out_proj = nn.Linear(value_size, hidden_size, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """TorchScale's initialisation: Xavier with gain 2^-2.5, and 2^-1 for the way out."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
-            nn.init.xavier_uniform_(projection.weight, gain=2**-2.5)
-        nn.init.xavier_uniform_(self.out_proj.weight, gain=2**-1)
+        # TorchScale's initialisation.
+        self.q_proj = Projection(hidden_size, hidden_size, gain=2**-2.5)
+        self.k_proj = Projection(hidden_size, hidden_size, gain=2**-2.5)
+        self.v_proj = Projection(hidden_size, value_size, gain=2**-2.5)
+        self.g_proj = Projection(hidden_size, value_size, gain=2**-2.5)
+        self.out_proj = Projection(value_size, hidden_size, gain=2**-1)
 
     def forward(
         self,

@@ -56,17 +56,15 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         return cls.config_class(**{**config.to_dict(), **overrides}) if overrides else config
 
     def _init_weights(self, module: nn.Module) -> None:
-        """TorchScale's initialisation: N(0, 1 / hidden_size) for embedding and head, the mixers' own for the rest."""
-        if isinstance(module, Mixer):
-            module.reset_parameters()
-        elif isinstance(module, nn.RMSNorm):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, nn.Embedding) or module is self.lm_head:
+        """TorchScale's initialisation: N(0, 1 / hidden_size) for embedding and head, the layers' own for the rest."""
+        if isinstance(module, nn.Embedding) or module is self.lm_head:
             nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
             padding = getattr(module, "padding_idx", None)
             if padding is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 with torch.no_grad():
                     module.weight[padding].zero_()
+        elif next(module.parameters(recurse=False), None) is not None:
+            module.reset_parameters()
 
     def get_params(self) -> dict[str, Any]:
         """The hyperparameters as plain values."""

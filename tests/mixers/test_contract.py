@@ -1,0 +1,160 @@
+"""What every mixer of the table must do, as `retlab.mixers.base` states it."""
+
+import copy
+
+import pytest
+import torch
+from tests.mixers.oracles import layouts, relative_error
+from torch.func import functional_call, stack_module_state, vmap
+
+from retlab.mixers import MIXERS, Mixer
+
+WIDTH, TOKENS = 16, 150
+POSITIONS = torch.arange(TOKENS)[None]
+
+
+@pytest.fixture(params=MIXERS)
+def mixer(request) -> Mixer:
+    torch.manual_seed(0)
+    return MIXERS[request.param](WIDTH).eval()
+
+
+def _hidden(*leading: int) -> torch.Tensor:
+    return torch.randn(*leading, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def _real(segment_ids: torch.Tensor | None) -> torch.Tensor:
+    real = torch.ones(2, TOKENS, 1) if segment_ids is None else (segment_ids >= 0)[..., None]
+    return real.double()
+
+
+@pytest.mark.parametrize("layout", layouts(8))
+@pytest.mark.parametrize("pieces", [[1] * 5 + [145], [64, 64, 22], [3, 70, 1, 76], [149, 1]])
+def test_pieces_give_the_outputs_of_one_call(mixer, layout, pieces):
+    hidden, segment_ids = _hidden(2), layouts(TOKENS)[layout]
+    whole, last = mixer(hidden, POSITIONS, segment_ids)
+    state, outputs, start, open_document = None, [], 0, torch.zeros(2, 1, dtype=torch.long)
+    for size in pieces:
+        piece = slice(start, start + size)
+        relative = None
+        if segment_ids is not None:
+            # A piece numbers its documents from the one that its state belongs to.
+            relative = torch.where(segment_ids[:, piece] < 0, -1, segment_ids[:, piece] - open_document)
+            open_document = torch.maximum(open_document, segment_ids[:, piece].amax(1, keepdim=True))
+        out, state = mixer(hidden[:, piece], POSITIONS[:, piece], relative, state)
+        outputs.append(out)
+        start += size
+    real = _real(segment_ids)
+    assert relative_error(torch.cat(outputs, 1) * real, whole * real) < 1e-5
+    assert (state is None) == (last is None)
+    for mine, expected in zip(state or (), last or (), strict=True):
+        assert mine.shape == expected.shape
+        assert mine.shape[0] == 2
+        assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["left", "right", "mixed"])
+def test_padding_is_not_read(mixer, layout):
+    segment_ids = layouts(TOKENS)[layout]
+    hidden, real = _hidden(2), _real(segment_ids)
+    other = torch.where(real > 0, hidden, torch.full_like(hidden, 7.0))
+    out, _ = mixer(hidden, POSITIONS, segment_ids)
+    changed, _ = mixer(other, POSITIONS, segment_ids)
+    assert torch.isfinite(changed).all()
+    assert relative_error(changed * real, out * real) < 1e-6
+
+
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_padded_rows_equal_the_rows_alone(mixer, side):
+    hidden = _hidden(1)
+    keep = {"left": slice(40, None), "right": slice(0, 110), "between": slice(0, None, 2)}[side]
+    segment_ids = torch.full((1, TOKENS), -1)
+    segment_ids[:, keep] = 0
+    positions = ((segment_ids >= 0).cumsum(1) - 1).clamp(min=0)
+    out, _ = mixer(hidden, positions, segment_ids)
+    alone, _ = mixer(hidden[:, keep], POSITIONS[:, : hidden[:, keep].shape[1]])
+    assert relative_error(out[:, keep], alone) < 1e-5
+
+
+def test_documents_are_processed_as_if_alone(mixer):
+    hidden = _hidden(1)
+    segment_ids = (torch.arange(TOKENS) >= 71).long()[None]
+    out, _ = mixer(hidden, POSITIONS, segment_ids)
+    first, _ = mixer(hidden[:, :71], POSITIONS[:, :71])
+    second, _ = mixer(hidden[:, 71:], POSITIONS[:, : TOKENS - 71])
+    assert relative_error(out, torch.cat((first, second), 1)) < 1e-5
+
+
+def test_the_future_is_not_read(mixer):
+    hidden = _hidden(2)
+    changed = hidden.clone()
+    changed[:, 90:] += 1
+    assert relative_error(mixer(changed, POSITIONS)[0][:, :90], mixer(hidden, POSITIONS)[0][:, :90]) < 1e-6
+
+
+def test_a_shared_offset_of_positions_changes_nothing(mixer):
+    hidden = _hidden(2)
+    assert relative_error(mixer(hidden, POSITIONS + 100_000)[0], mixer(hidden, POSITIONS)[0]) < 1e-4
+
+
+def test_bfloat16_stays_close_at_far_positions(mixer):
+    """Angles are float64 whatever the model's dtype: in bfloat16 position 100,000 would be off by hundreds."""
+    hidden = _hidden(2)
+    expected, _ = mixer(hidden, POSITIONS)
+    half = copy.deepcopy(mixer).bfloat16()
+    out, _ = half(hidden.bfloat16(), POSITIONS + 100_000)
+    assert out.dtype == torch.bfloat16
+    assert relative_error(out, expected) < 4e-2
+
+
+def test_forms_agree(mixer):
+    hidden, segment_ids = _hidden(2), layouts(TOKENS)["mixed"]
+    expected, _ = mixer(hidden, POSITIONS, segment_ids)
+    for form in mixer.forms:
+        mixer.set_form(form)
+        assert relative_error(mixer(hidden, POSITIONS, segment_ids)[0], expected) < 1e-5
+    with pytest.raises(ValueError, match="form"):
+        mixer.set_form("diagonal")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("layout", ["none", "mixed"])
+def test_runs_as_stacked_replicas(mixer, layout):
+    """Under vmap, outputs and gradients are those of the replicas one by one."""
+    torch.manual_seed(2)
+    replicas = [type(mixer)(WIDTH) for _ in range(3)]
+    parameters, buffers = stack_module_state(replicas)
+    empty = copy.deepcopy(mixer).to("meta")
+    hidden = _hidden(3, 2)
+    segment_ids = layouts(TOKENS)[layout]
+    segment_ids = None if segment_ids is None else segment_ids.expand(3, 2, TOKENS)
+    axis = None if segment_ids is None else 0
+
+    def outputs(parameters):
+        def one(p, b, x, s):
+            return functional_call(empty, (p, b), (x, POSITIONS, s))[0]
+
+        return vmap(one, in_dims=(0, 0, 0, axis))(parameters, buffers, hidden, segment_ids)
+
+    stacked = outputs(parameters)
+    gradients = torch.func.grad(lambda p: outputs(p).pow(2).sum())(parameters)
+    for index, replica in enumerate(replicas):
+        out, _ = replica(hidden[index], POSITIONS, None if segment_ids is None else segment_ids[index])
+        out.pow(2).sum().backward()
+        assert relative_error(stacked[index], out) < 1e-5
+        for name, parameter in replica.named_parameters():
+            assert relative_error(gradients[name][index], parameter.grad) < 1e-4, name
+
+
+def test_states_its_work(mixer):
+    assert mixer.core_flops_per_token(128) >= 0
+
+
+def test_recurrent_states_have_a_constant_size(mixer):
+    if not mixer.recurrent:
+        pytest.skip("not recurrent")
+    sizes = {
+        sum(tensor.untyped_storage().nbytes() for tensor in mixer(_hidden(2)[:, :n], POSITIONS[:, :n])[1])
+        for n in (1, 10, TOKENS)
+    }
+    assert len(sizes) == 1

@@ -1,0 +1,184 @@
+"""The three forms of retention against each other and against a direct sum in float64."""
+
+import pytest
+import torch
+from tests.mixers.oracles import direct_retention, layouts, relative_error
+
+from retlab.mixers.retention import (
+    FORMS,
+    Retention,
+    RetentionState,
+    retention,
+    retnet_log_decay,
+    torchscale_parallel_retention,
+)
+
+HEADS, KEY, VALUE = 3, 4, 6
+LENGTHS = [1, 2, 7, 64, 65, 200]
+
+
+def _inputs(tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"q": (tokens, KEY), "k": (tokens, KEY), "v": (tokens, VALUE), "memory": (KEY, VALUE)}
+    return {
+        name: torch.randn(2, HEADS, *shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()
+    }
+
+
+def _with_gradients(function, inputs, dtype):
+    """Outputs, final memory, and the gradients of a fixed weighting of both."""
+    leaves = {name: tensor.detach().to(dtype, copy=True).requires_grad_() for name, tensor in inputs.items()}
+    out, memory = function(**leaves)
+    generator = torch.Generator().manual_seed(9)
+    loss = sum(
+        (x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)).sum() for x in (out, memory)
+    )
+    loss.backward()
+    return {"out": out, "memory": memory, **{f"d{name}": leaf.grad for name, leaf in leaves.items()}}
+
+
+def _expected(inputs, segment_ids):
+    segment_ids = torch.zeros(2, inputs["q"].shape[2], dtype=torch.long) if segment_ids is None else segment_ids
+    gamma = 1 - 2.0 ** -(5 + torch.arange(HEADS, dtype=torch.float64))
+    return _with_gradients(
+        lambda q, k, v, memory: direct_retention(q, k, v, gamma, memory, segment_ids), inputs, torch.float64
+    )
+
+
+def _actual(inputs, segment_ids, form, chunk_size=64):
+    def run(q, k, v, memory):
+        log_decay = retnet_log_decay(HEADS, q.device)
+        out, state = retention(q, k, v, log_decay, RetentionState(memory), segment_ids, form, chunk_size)
+        return out, state.memory
+
+    return _with_gradients(run, inputs, torch.float32)
+
+
+@pytest.mark.parametrize("layout", layouts(8))
+@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_equal_the_direct_sum(form, tokens, layout):
+    """Outputs, final state and all gradients, the past's included, to 1e-5."""
+    inputs, segment_ids = _inputs(tokens), layouts(tokens)[layout]
+    expected, actual = _expected(inputs, segment_ids), _actual(inputs, segment_ids, form)
+    for name, value in expected.items():
+        assert relative_error(actual[name], value) < 1e-5 or value.abs().max() == 0, name
+
+
+@pytest.mark.parametrize("layout", ["none", "mixed"])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_equal_the_direct_sum_at_2047_tokens(form, layout):
+    inputs, segment_ids = _inputs(2047), layouts(2047)[layout]
+    expected, actual = _expected(inputs, segment_ids), _actual(inputs, segment_ids, form)
+    for name, value in expected.items():
+        assert relative_error(actual[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 16, 200, 500])
+@pytest.mark.parametrize("layout", ["none", "mixed"])
+def test_the_chunk_size_changes_nothing(chunk_size, layout):
+    inputs, segment_ids = _inputs(50), layouts(50)[layout]
+    expected, actual = _expected(inputs, segment_ids), _actual(inputs, segment_ids, "chunkwise", chunk_size)
+    for name, value in expected.items():
+        assert relative_error(actual[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_state_is_an_empty_memory(form):
+    inputs = {**_inputs(130), "memory": torch.zeros(2, HEADS, KEY, VALUE, dtype=torch.float64)}
+    expected = _expected(inputs, None)
+    q, k, v = (inputs[name].float() for name in "qkv")
+    out, state = retention(q, k, v, retnet_log_decay(HEADS, q.device), form=form)
+    assert relative_error(out, expected["out"]) < 1e-5
+    assert relative_error(state.memory, expected["memory"]) < 1e-5
+
+
+def test_a_row_of_padding_leaves_the_memory_alone():
+    inputs = _inputs(70)
+    segment_ids = torch.full((2, 70), -1)
+    for form in FORMS:
+        actual = _actual(inputs, segment_ids, form)
+        assert actual["out"].abs().max() == 0
+        assert torch.equal(actual["memory"], inputs["memory"].float())
+
+
+def test_decays_are_the_papers():
+    gamma = retnet_log_decay(4, torch.device("cpu")).exp()
+    assert torch.allclose(gamma, torch.tensor([0.96875, 0.984375, 0.9921875, 0.99609375], dtype=torch.float64))
+
+
+def test_bfloat16_keeps_the_memory_in_float32():
+    inputs = _inputs(300)
+    expected = _expected({**inputs, "memory": torch.zeros_like(inputs["memory"])}, None)
+    q, k, v = (inputs[name].bfloat16() for name in "qkv")
+    for form in FORMS:
+        out, state = retention(q, k, v, retnet_log_decay(HEADS, q.device), form=form)
+        assert out.dtype == torch.bfloat16
+        assert state.memory.dtype == torch.float32
+        assert relative_error(out, expected["out"]) < 2e-2
+
+
+def test_autocast_leaves_the_core_alone():
+    q, k, v = (_inputs(100)[name].float() for name in "qkv")
+    log_decay = retnet_log_decay(HEADS, q.device)
+    plain, _ = retention(q, k, v, log_decay)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast, _ = retention(q, k, v, log_decay)
+    assert torch.equal(plain, cast)
+
+
+def test_the_state_does_not_keep_the_chunks_alive():
+    q, k, v = (_inputs(640)[name].float() for name in "qkv")
+    _, state = retention(q, k, v, retnet_log_decay(HEADS, q.device))
+    assert state.memory.untyped_storage().nbytes() == 2 * HEADS * KEY * VALUE * 4
+
+
+@pytest.mark.parametrize("layout", ["none", "mixed"])
+def test_torchscales_normaliser(layout):
+    """Written out once more, over rows: decays over the root of their sum, scores over the size of their sum."""
+    segment_ids = layouts(40)[layout]
+    inputs = _inputs(40)
+    actual = torchscale_parallel_retention(
+        *(inputs[name].float() * 3 for name in "qkv"), retnet_log_decay(HEADS, torch.device("cpu")), segment_ids
+    )
+    plain = torch.zeros(2, 40, dtype=torch.long) if segment_ids is None else segment_ids
+    q, k, v = (inputs[name] * 3 for name in "qkv")
+    clamped = 0
+    for row in range(2):
+        for head in range(HEADS):
+            for n in range(40):
+                keys = [m for m in range(n + 1) if plain[row, n] == plain[row, m] >= 0]
+                if not keys:
+                    assert actual[row, head, n].abs().max() == 0
+                    continue
+                gap = torch.tensor([sum(plain[row, m + 1 : n + 1] >= 0) for m in keys], dtype=torch.float64)
+                decay = (1 - 2.0 ** -(5 + head)) ** gap
+                scores = (k[row, head, keys] @ q[row, head, n]) * decay / decay.sum().sqrt()
+                size = scores.sum().abs()
+                clamped += int(size > 1)
+                expected = (scores / size.clamp(min=1)) @ v[row, head, keys]
+                assert (actual[row, head, n] - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+    assert clamped > 10
+
+
+def test_the_normaliser_has_no_state():
+    mixer = Retention(8, num_heads=2, torchscale_normalizer=True)
+    hidden, positions = torch.randn(1, 3, 8), torch.arange(3)[None]
+    assert mixer(hidden, positions)[1] is None
+    with pytest.raises(ValueError, match="use_cache=False"):
+        mixer(hidden, positions, None, RetentionState(torch.zeros(1, 2, 4, 8)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_heads": 3}, r"heads \(3\) must divide the hidden size \(12\)|divide"),
+        ({"num_heads": 4}, "head width is 3"),
+        ({"num_heads": 2, "value_size": 9}, "must divide the value size"),
+        ({"num_heads": 2, "chunk_size": 0}, "chunk size"),
+    ],
+)
+def test_sizes_that_do_not_fit(settings, sentence):
+    hidden_size = 10 if settings["num_heads"] == 3 else 12
+    with pytest.raises(ValueError, match=sentence):
+        Retention(hidden_size, **settings)
