@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.data.shard_files import write_shards
 
 from retlab.data.settings import DataSection
 from retlab.training.request import TrainingRequest
 from retlab.training.settings import TrainSection
-from tests.data.shard_files import write_shards
 
 VOCABULARY = 64
 EOS, PAD = 2, 0

@@ -25,7 +25,7 @@ def main() -> int:
     from retlab.training.trainer import train
 
     try:
-        train(request, say=lambda line: None, stop_requested=stop.is_set)
+        train(request, say=lambda _line: None, stop_requested=stop.is_set)
     except UserError:
         # The first process says it.
         return EXIT_USER_ERROR

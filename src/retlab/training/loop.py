@@ -73,7 +73,7 @@ class TrainingLoop(pl.Callback):
         self._watch = Stopwatch(0.0)
         self._lap_tokens = 0
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_fit_start(self, _trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Join the processes and go back to the checkpoint; wrappers and optimizer exist by now."""
         assert isinstance(module, TrainingModule)
         module.agreement.join()
@@ -99,7 +99,7 @@ class TrainingLoop(pl.Callback):
         self._watch.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
     ) -> None:
         """Do what is due after this optimizer step."""
         assert isinstance(module, TrainingModule)

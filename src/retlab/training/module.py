@@ -275,11 +275,13 @@ class TrainingModule(pl.LightningModule):
 
 def random_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     """Seed of the randomness of one micro-batch, such as dropout: the same in a resumed run."""
-    return int(np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    drawn = np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)
+    return int(drawn[0] >> np.uint64(1))
 
 
 def _shard(scored: Scored, mesh: Any, bf16: bool) -> None:
     """Shard every block by itself and the rest together (FSDP2)."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = half if bf16 else MixedPrecisionPolicy()
     for module in (*scored.model.body.blocks, scored):
         fully_shard(module, mesh=mesh, mp_policy=policy)

@@ -67,9 +67,10 @@ def helper_processes(count: int, request: str) -> Iterator[None]:
     if count == 0:
         yield
         return
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    shared["GLOO_SOCKET_IFNAME"] = "lo"
     before = {key: os.environ.get(key) for key in (*shared, "LOCAL_RANK")}
-    helpers = [_start(rank, {**os.environ, **shared, "LOCAL_RANK": str(rank)}, request) for rank in range(1, count + 1)]
+    helpers = [_start({**os.environ, **shared, "LOCAL_RANK": str(rank)}, request) for rank in range(1, count + 1)]
     finished = threading.Event()
     for helper in helpers:
         threading.Thread(target=_watch, args=(helper, finished), daemon=True).start()
@@ -88,7 +89,7 @@ def helper_processes(count: int, request: str) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _start(rank: int, environment: dict[str, str], request: str) -> "subprocess.Popen[str]":
+def _start(environment: dict[str, str], request: str) -> "subprocess.Popen[str]":
     source = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
     helper = subprocess.Popen(

@@ -25,7 +25,7 @@ def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> flo
     return warmup * SHAPES[schedule.name](schedule, step, total_steps)
 
 
-def _constant(schedule: ConstantSchedule, step: int, total_steps: int) -> float:
+def _constant(_schedule: ConstantSchedule, _step: int, _total_steps: int) -> float:
     return 1.0
 
 
@@ -40,7 +40,7 @@ def _warmup_stable_decay(schedule: WarmupStableDecaySchedule, step: int, total_s
     return schedule.final_ratio + (1 - schedule.final_ratio) * min(1.0, left / schedule.decay_steps)
 
 
-def _step(schedule: StepSchedule, step: int, total_steps: int) -> float:
+def _step(schedule: StepSchedule, step: int, _total_steps: int) -> float:
     return schedule.gamma ** (max(0, step - schedule.warmup_steps) // schedule.step_size)
 
 

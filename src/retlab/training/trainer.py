@@ -24,6 +24,7 @@ from retlab.models import build_model
 from retlab.models.causal_lm import CausalLM
 from retlab.models.configuration import CONFIGS, ModelConfig
 from retlab.models.counting import flops_per_token
+from retlab.models.fields import ModelFields
 from retlab.progress import Progress, progress
 from retlab.training.checkpoints import CheckpointStore
 from retlab.training.hardware import Hardware, choose_hardware, set_threads
@@ -136,6 +137,7 @@ def _train(
         # Padding stands behind the text, where causal mixers do not look; only packed documents need keeping apart.
         uses_segments=request.data.packing == "packed" and request.data.reset_at_documents,
     )
+    assert isinstance(model.config, ModelFields)
     facts = LoopFacts(
         total_steps,
         batches.steps_per_epoch,

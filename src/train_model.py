@@ -1,0 +1,94 @@
+"""Stage 5: train the model, and leave its best checkpoint as a Hugging Face folder.
+
+    python src/train_model.py configs/quickstart.yaml train.max_steps=20
+    python src/train_model.py configs/quickstart.yaml --export last exported/last-checkpoint
+
+Reads the token shards of train and validation and the tokenizer; leaves checkpoints/, metrics.csv, tensorboard/ and
+model/ in runs/<name>. Interrupted by a signal or killed, the same command goes on from the last checkpoint.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from retlab.artifacts import fingerprint
+from retlab.config import ExperimentConfig
+from retlab.config_model import resolve_model, vocabulary_size
+from retlab.section import absolute, portable
+from retlab.stage import Stage, StageCommand, run_stage
+from retlab.training.request import TrainingRequest, deciding_settings, source_of_weights
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this script alone."""
+    parser.add_argument(
+        "--export",
+        nargs=2,
+        metavar=("CHECKPOINT", "FOLDER"),
+        help="write a checkpoint (best, last or a file) as a Hugging Face model to a new folder, and do nothing else",
+    )
+
+
+def main(config: ExperimentConfig, command: StageCommand) -> None:
+    """Train one experiment, or export one of its checkpoints."""
+    config = resolve_model(config)
+    if command.options.export:
+        export(config, *command.options.export)
+        return
+    shards = [config.data.shards_folder("train"), config.data.shards_folder("validation")]
+    assert config.tokenizer.folder is not None
+    stage = Stage(
+        "train_model",
+        config,
+        command,
+        settings=settings_of(config),
+        inputs=[*shards, config.tokenizer.folder],
+        output=config.run_folder / "model",
+        sources=source_of_weights(config.train.init_from),
+        handles_signals=True,
+    )
+
+    def build(folder: Path) -> dict[str, Any]:
+        from retlab.training.export import export_best
+        from retlab.training.trainer import train
+
+        inputs = {portable(one): fingerprint(one) for one in stage.inputs}
+        request = make_request(config, settings_of(config) | inputs, start_anew=command.force)
+        result = train(request, say=stage.say, stop_requested=stage.stop_requested)
+        stage.volatile.update(result.speed())
+        export_best(request, result, folder)
+        return result.report()
+
+    stage.run(build)
+
+
+def settings_of(config: ExperimentConfig) -> dict[str, Any]:
+    """What decides the trained model."""
+    settings = deciding_settings(config.seed, config.data, config.model, config.train)
+    return settings | {"model.vocab_size": vocabulary_size(config)}
+
+
+def make_request(config: ExperimentConfig, identity: dict[str, Any], start_anew: bool) -> TrainingRequest:
+    """The training of this configuration; the shards must be those of its tokenizer."""
+    from retlab.training.inputs import request_for
+
+    vocabulary = vocabulary_size(config)
+    assert vocabulary is not None
+    assert config.tokenizer.folder is not None
+    return request_for(
+        config.seed, config.data, config.model, config.train, config.tokenizer.folder, config.run_folder,
+        vocab_size=vocabulary, identity=identity, start_anew=start_anew,
+    )  # fmt: skip
+
+
+def export(config: ExperimentConfig, checkpoint: str, folder: str) -> None:
+    """Write one checkpoint as a model folder."""
+    from retlab.training.export import export_checkpoint
+
+    request = make_request(config, {}, start_anew=False)
+    written = export_checkpoint(request, checkpoint, absolute(folder))
+    print(f"[train_model] exported {portable(written)} to {portable(absolute(folder))}")
+
+
+if __name__ == "__main__":
+    run_stage(main, configure=add_options)
