@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from retlab.config import ExperimentConfig
+from retlab.data.settings import SplitName
 from retlab.stage import Stage, StageCommand, run_stage
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Evaluate the model of one experiment."""
     data, model_folder = config.data, config.run_folder / "model"
-    shards = ["train", "test"] if config.evaluate.reference_points else ["test"]
+    shards: list[SplitName] = ["train", "test"] if config.evaluate.reference_points else ["test"]
     # The batch size changes no result.
     evaluate_settings = config.evaluate.model_dump(mode="json", exclude={"batch_size"})
     windows = {key: getattr(data, key) for key in ("sequence_length", "packing", "reset_at_documents")}

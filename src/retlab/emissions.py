@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from pydantic import Field
 
+from retlab.artifacts import read_json
 from retlab.emissions_rows import claim_row_file, process_mark, write_row
 from retlab.errors import Interrupted
 from retlab.section import Section
@@ -149,7 +150,7 @@ class _MonitorProcess:
     def __init__(self, section: EmissionsSection, run_folder: Path, stage: str) -> None:
         self._started = time.monotonic()
         self._file, attempt = claim_row_file(run_folder, stage)
-        row = _new_row(section, stage, attempt)
+        self._row = row = _new_row(section, stage, attempt)
         write_row(self._file, row)
         order = {
             "file": str(self._file.absolute()),
@@ -180,10 +181,12 @@ class _MonitorProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        row: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+        row: dict[str, Any] = read_json(self._file) or self._row
         if row["status"] == "running":
             row |= {"status": status, "duration_seconds": round(duration, 3), "power_method": self._failure()}
-            write_row(self._file, row)
+            # What the stage itself has to say matters more than its row.
+            with contextlib.suppress(OSError):
+                write_row(self._file, row)
         self._messages.close()
         return row
 

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from retlab.data.loader import SequentialLoader
+from retlab.data.reading import parts_of
 from retlab.data.settings import DataSection
 from retlab.errors import UserError
 from retlab.evaluation.trained_model import TrainedModel
@@ -94,7 +95,7 @@ def _encode(model: CausalLM, input_ids: torch.Tensor, segment_ids: torch.Tensor)
 
 
 def _document_bytes(shards: Path) -> npt.NDArray[np.int64]:
-    columns = [pq.read_table(file, columns=["bytes"])["bytes"] for file in sorted(shards.glob("part-*.parquet"))]
+    columns = [pq.read_table(file, columns=["bytes"])["bytes"] for file in parts_of(shards)]
     return np.concatenate([column.to_numpy() for column in columns]).astype(np.int64)
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
+from retlab.data.reading import parts_of, texts_of
 from retlab.data.shards import Shards, open_shards
 
 COUNTED_TOKENS = 2**28
@@ -50,6 +50,9 @@ def read_text(folder: Path) -> TestText:
     """Read the parquet parts of a split once: hash, measure and compress them in bounded memory.
 
     The compressors are gzip -9 and xz at the default preset of its command, 6.
+
+    Raises:
+        UserError: a part is damaged.
     """
     gzip, xz = zlib.compressobj(9, wbits=31), lzma.LZMACompressor(preset=6)
     sizes = {"gzip": 0, "xz": 0}
@@ -65,10 +68,9 @@ def read_text(folder: Path) -> TestText:
 
 
 def _documents(folder: Path) -> Iterator[bytes]:
-    for file in sorted(folder.glob("part-*.parquet")):
-        parquet = pq.ParquetFile(file)
-        for group in range(parquet.num_row_groups):
-            for text in parquet.read_row_group(group, columns=["text"])["text"]:
+    for part in parts_of(folder):
+        for texts in texts_of(part):
+            for text in texts:
                 yield text.as_buffer().to_pybytes()
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from retlab.data.tokenizer import text_tokenizer
 from retlab.evaluation.settings import GenerateSection
 from retlab.evaluation.trained_model import TrainedModel
 
@@ -23,7 +24,7 @@ def write_samples(trained: TrainedModel, section: GenerateSection) -> list[dict[
 def continue_text(trained: TrainedModel, section: GenerateSection, prompt: str) -> str:
     """What the model writes after a prompt, without special tokens."""
     # The characters <eos> in a prompt are text, as they are in documents.
-    encoded = trained.tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded = text_tokenizer(trained.tokenizer).encode(prompt, add_special_tokens=False).ids
     input_ids = torch.tensor([[trained.eos_id, *encoded]], device=trained.device)
     # The random state is the caller's again afterwards.
     with torch.random.fork_rng(), torch.inference_mode(), trained.autocast():

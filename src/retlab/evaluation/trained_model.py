@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from retlab.data.tokenizer import load_tokenizer
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection
 from retlab.models.causal_lm import MODELS, CausalLM
@@ -65,12 +66,7 @@ def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
     device = _device(section)
     config = _read_config(folder)
     model = _load_weights(config, folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(
-            f"{folder} holds no tokenizer that can be loaded ({_reason(error)}); train the model anew"
-        ) from None
+    tokenizer = load_tokenizer(folder)
     if section.form != "auto":
         try:
             model.set_form(section.form)
