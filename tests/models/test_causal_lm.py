@@ -108,7 +108,9 @@ def test_labels_are_shifted_here_and_minus_100_is_left_out(model):
     targets = torch.cat((labels[:, 1:], torch.full((2, 1), -100)), 1)
     expected = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
     assert torch.allclose(out.loss, expected)
-    assert torch.allclose(model(ids, labels=labels, num_items_in_batch=1000).loss * 1000, expected * (targets >= 0).sum())
+    assert torch.allclose(
+        model(ids, labels=labels, num_items_in_batch=1000).loss * 1000, expected * (targets >= 0).sum()
+    )
 
 
 def test_hidden_states_are_those_of_the_layers(model):

@@ -72,7 +72,7 @@ class Attention(Mixer):
 def _allowed_pairs(
     hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: AttentionState | None
 ) -> torch.Tensor:
-    """Which query reads which key, (batch, 1, tokens, past + tokens) bool. Padding reads padding, so no row is empty."""
+    """Which query reads which key, (batch, 1, tokens, past + tokens) bool; padding reads itself: no row is empty."""
     batch, tokens = hidden.shape[:2]
     allowed = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden.device).tril()
     allowed = allowed.expand(batch, tokens, tokens)
@@ -86,9 +86,7 @@ def _allowed_pairs(
     return allowed[:, None]
 
 
-def _visible_next(
-    hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: AttentionState | None
-) -> torch.Tensor:
+def _visible_next(hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: AttentionState | None) -> torch.Tensor:
     """Which keys the document that is open after this piece may read, (batch, past + tokens) bool."""
     if segment_ids is None:
         now = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)

@@ -17,13 +17,13 @@ Feeding a sequence in pieces, each with the state that the piece before returned
 The output at padding is finite and means nothing.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-MixerState = tuple[torch.Tensor, ...]
-"""Any mixer's state: a named tuple of tensors, batch first."""
+MixerState = Any
+"""A named tuple of tensors, batch first, whose type only its mixer knows; None where there is nothing to keep."""
 
 
 class Projection(nn.Linear):
@@ -64,8 +64,8 @@ class Mixer(nn.Module):
         hidden: torch.Tensor,
         positions: torch.Tensor,
         segment_ids: torch.Tensor | None = None,
-        state: MixerState | None = None,
-    ) -> tuple[torch.Tensor, MixerState | None]:
+        state: MixerState = None,
+    ) -> tuple[torch.Tensor, MixerState]:
         """Mix one piece of the sequence; shapes as in the module's docstring."""
         raise NotImplementedError
 

@@ -1,12 +1,14 @@
 """The gated linear unit (Shazeer 2020, arXiv:2002.05202), the channel mixer of RetNet and of the Transformer."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .base import Mixer, MixerState
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 
 class GatedLinearUnit(Mixer):
@@ -31,13 +33,13 @@ class GatedLinearUnit(Mixer):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
-        segment_ids: torch.Tensor | None = None,
-        state: MixerState | None = None,
+        positions: torch.Tensor,  # noqa: ARG002
+        segment_ids: torch.Tensor | None = None,  # noqa: ARG002
+        state: MixerState = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
         inner = F.dropout(self.activation(self.fc1(hidden)), self.dropout, self.training)
         return self.fc2(inner * self.gate(hidden)), None
 
-    def core_flops_per_token(self, sequence_length: int) -> float:
+    def core_flops_per_token(self, sequence_length: int) -> float:  # noqa: ARG002
         """All its work is in weight matrices."""
         return 0.0

@@ -81,10 +81,7 @@ def _chunked(
 ) -> tuple[torch.Tensor, RetentionState]:
     """Eq. 7 for all chunks at once; with one chunk over all tokens this is the parallel form, eq. 5."""
     tokens = q.shape[-2]
-    if segment_ids is None:
-        paths = _plain_paths(tokens, chunk, q.device)
-    else:
-        paths = _segment_paths(segment_ids, chunk)
+    paths = _plain_paths(tokens, chunk, q.device) if segment_ids is None else _segment_paths(segment_ids, chunk)
     powers = _power_table(log_decay, tokens)
     q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))  # (B, H, N, C, width)
 
@@ -120,10 +117,7 @@ def _recurrent(
     batch, heads, tokens, key_width = q.shape
     dtype = v.dtype
     q, k, v = (x.to(torch.float32) for x in (q, k, v))
-    if state is None:
-        memory = q.new_zeros(batch, heads, key_width, v.shape[-1])
-    else:
-        memory = state.memory
+    memory = q.new_zeros(batch, heads, key_width, v.shape[-1]) if state is None else state.memory
     gamma = log_decay.exp().to(torch.float32)[:, None, None]
     keep: torch.Tensor | None = None
     if segment_ids is not None:
@@ -215,9 +209,7 @@ def _segment_paths(segment_ids: torch.Tensor, chunk: int) -> _Paths:
     read = _allow(through - boundary[:, :-1, None], real & (segment == document[:, :-1, None]))
     write = _allow(boundary[:, 1:, None] - through, real & (segment == document[:, 1:, None]))
     earlier = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=segment_ids.device).tril()
-    join = _allow(
-        boundary[:, :, None] - boundary[:, None, :], earlier & (document[:, :, None] == document[:, None, :])
-    )
+    join = _allow(boundary[:, :, None] - boundary[:, None, :], earlier & (document[:, :, None] == document[:, None, :]))
     return _Paths(pair, read, write, join)
 
 

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..mixers import MIXERS, Mixer
 from ..mixers.base import MixerState
 
-States = list[MixerState | None]
+States = list[MixerState]
 """One state per block, in order; see `retlab.mixers.base`."""
 
 
@@ -53,8 +53,8 @@ class Block(GradientCheckpointingLayer):
         hidden: torch.Tensor,
         positions: torch.Tensor,
         segment_ids: torch.Tensor | None,
-        state: MixerState | None,
-    ) -> tuple[torch.Tensor, MixerState | None]:
+        state: MixerState,
+    ) -> tuple[torch.Tensor, MixerState]:
         out, state = self.mixer(self.norm(hidden), positions, segment_ids, state)
         return hidden + F.dropout(out, self.dropout, self.training), state
 

@@ -36,15 +36,15 @@ class StateCache(Cache):
     def __repr__(self) -> str:
         return f"StateCache({len(self)} states after {self.seen} tokens)"
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
         """Number of slots fed so far, padding included."""
         return self.seen
 
-    def get_max_length(self, layer_idx: int | None = None) -> int:
+    def get_max_length(self, layer_idx: int | None = None) -> int:  # noqa: ARG002
         """-1: there is no limit."""
         return -1
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002
         """Length and offset of an attention mask over everything seen and `query_length` more."""
         return self.seen + query_length, 0
 
@@ -87,7 +87,7 @@ class StateCache(Cache):
         removed = abs(tokens_to_remove)
         if removed == 0 or not self.states:
             return
-        cropped: list[MixerState | None] = []
+        cropped: list[MixerState] = []
         for state in self.states:
             if state is not None and not hasattr(state, "cropped"):
                 raise ValueError(

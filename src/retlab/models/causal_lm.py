@@ -1,7 +1,7 @@
 """Causal language models over the body, as real Hugging Face models: `RetNetModelHF` and its relatives."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +28,9 @@ class CausalLM(PreTrainedModel, GenerationMixin):
 
     config_class: type[ModelConfig]
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["Block"]
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embed_tokens.weight"}
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["Block"]
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+    _skip_keys_device_placement = ["past_key_values"]
 
     def __init__(self, config: ModelConfig | str | Path | None = None, **overrides: Any) -> None:
         config = self._resolve_config(config, overrides)
@@ -55,7 +55,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}.")
         return cls.config_class(**{**config.to_dict(), **overrides}) if overrides else config
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         """TorchScale's initialisation: N(0, 1 / hidden_size) for embedding and head, the layers' own for the rest."""
         if isinstance(module, nn.Embedding) or module is self.lm_head:
             nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
@@ -98,8 +98,9 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, and not both.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self._embed(input_ids)
+        assert inputs_embeds is not None
         cache = past_key_values
         documents, open_document = self._documents(inputs_embeds, attention_mask, segment_ids, cache)
         if position_ids is None:
@@ -165,7 +166,8 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         computes the logits of the last n tokens (0: of all), or of the places that a tensor lists. The models have
         no attention weights to return, so `attentions` is always None.
         """
-        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if output_attentions:
             logger.warning_once(f"{type(self).__name__} computes no attention weights: `attentions` stays None.")
         cache = self._cache_for(past_key_values, use_cache)
@@ -177,9 +179,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=cache, hidden_states=out.hidden_states
-        )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, hidden_states=out.hidden_states)
 
     def _cache_for(self, cache: Cache | None, use_cache: bool | None) -> StateCache | None:
         """The cache to read and update: the caller's, a new one, or none."""
@@ -194,12 +194,12 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             return cache
         return self.new_cache()
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Have `generate()` start from this model's own cache, where transformers would make one of keys and values."""
         if generation_config.use_cache is False or model_kwargs.get("past_key_values") is not None:
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         elif generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(f"{type(self).__name__} has its own cache: leave cache_implementation unset.")
         else:
@@ -225,9 +225,7 @@ def _mask_of_piece(
     return mask
 
 
-def _positions(
-    embeddings: torch.Tensor, documents: torch.Tensor | None, cache: StateCache | None
-) -> torch.Tensor:
+def _positions(embeddings: torch.Tensor, documents: torch.Tensor | None, cache: StateCache | None) -> torch.Tensor:
     """Real tokens before each token of its row (batch or 1, tokens)."""
     if documents is None:
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
@@ -243,10 +241,7 @@ def _update(
 ) -> None:
     """Move the cache past the tokens of this call."""
     batch, tokens = out.hidden.shape[:2]
-    if documents is None:
-        new = torch.full((batch,), tokens, device=out.hidden.device)
-    else:
-        new = (documents >= 0).sum(dim=1)
+    new = torch.full((batch,), tokens, device=out.hidden.device) if documents is None else (documents >= 0).sum(dim=1)
     cache.states = out.states
     cache.lengths = new if cache.lengths is None else cache.lengths + new
     cache.documents = torch.full_like(new, -1) if open_document is None else open_document

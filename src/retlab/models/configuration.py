@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,7 +12,7 @@ from transformers import PretrainedConfig
 from .fields import HybridFields, ModelFields, RetNetFields, TransformerFields
 
 
-class ModelConfig(PretrainedConfig):
+class ModelConfig(PretrainedConfig, ModelFields):
     """What the configurations of all architectures share: special tokens, the cache switch, checks.
 
     Values are checked on construction; an unknown key is a ValueError, except in a file that transformers itself
@@ -73,7 +74,7 @@ class ModelConfig(PretrainedConfig):
     @classmethod
     def _from_experiment(cls, path: Path, values: dict[str, Any]) -> Self:
         """The configuration that the `model` section of an experiment describes."""
-        section = {"vocab_size": None, **values.get("model", values)}
+        section: dict[str, Any] = {"vocab_size": None, **values.get("model", values)}
         architecture = section.pop("architecture", cls.architecture)
         if architecture != cls.architecture:
             raise ValueError(f"{path} describes a {architecture}, but {cls.__name__} a {cls.architecture}.")
@@ -85,23 +86,22 @@ class ModelConfig(PretrainedConfig):
             raise ValueError(f"{path} names no vocab_size: set it in its model section.")
         # YAML 1.1 reads 1e-6 as text.
         floats = {name for name, item in cls.fields_class().__dataclass_fields__.items() if item.type is float}
-        return cls(**{key: float(value) if key in floats else value for key, value in section.items()})
+        section |= {key: float(section[key]) for key in floats & set(section)}
+        return cls(**section)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As in transformers, with the modelling code: the folder loads where RetLab is not installed."""
         # In an exported copy of this code, which transformers itself saves, there is no such module.
         if __name__ == "retlab.models.configuration":
             importlib.import_module("retlab.models.bundle").add_modelling_code(self, Path(save_directory))
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         known = {*self.get_params(), *self.attribute_map}
         unknown = [key for key in kwargs if key not in known and not hasattr(PretrainedConfig, key)]
         unknown = [key for key in unknown if key not in _TRANSFORMERS_KEYS]
         if unknown:
-            raise ValueError(
-                f"{type(self).__name__} has no key {unknown[0]!r}; it has {', '.join(sorted(known))}."
-            )
+            raise ValueError(f"{type(self).__name__} has no key {unknown[0]!r}; it has {', '.join(sorted(known))}.")
 
 
 # Arguments that PretrainedConfig takes without declaring them as fields.

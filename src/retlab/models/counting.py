@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from retlab.mixers import Mixer
 from retlab.models.body import Body
 from retlab.models.fields import HybridFields, ModelFields
 
@@ -41,7 +42,8 @@ def flops_per_token(config: ModelFields, sequence_length: int) -> float:
     """
     body = _body(config)
     weights = sum(parameter.numel() for parameter in body.parameters()) + config.vocab_size * config.hidden_size
-    core = sum(block.mixer.core_flops_per_token(sequence_length) for block in body.blocks)
+    mixers = [module for module in body.modules() if isinstance(module, Mixer)]
+    core = sum(mixer.core_flops_per_token(sequence_length) for mixer in mixers)
     return 6.0 * weights + 3.0 * core
 
 

@@ -8,7 +8,6 @@ from pydantic import Field, create_model, model_validator
 from retlab.models.fields import FIELDS, ModelFields
 from retlab.section import Section
 
-
 _MATCH = (
     "A configuration, run folder or model folder: intermediate_size becomes the width that brings the number of "
     "parameters within 1 % of that model's."
@@ -58,7 +57,7 @@ def _section(name: str, architecture: str, doc: str) -> type[ModelSettings]:
     fields_class = FIELDS[architecture]
     entries: dict[str, Any] = {
         "architecture": (
-            Literal[architecture],  # type: ignore[valid-type]
+            Literal[architecture],
             Field(default=architecture, description="Which model: retnet, transformer or hybrid."),
         )
     }
