@@ -45,6 +45,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         inputs=[*shards, config.tokenizer.folder],
         output=config.run_folder / "model",
         sources=source_of_weights(config.train.init_from),
+        volatile_files=["README.md"],
         handles_signals=True,
     )
 
@@ -52,7 +53,8 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         from retlab.training.export import export_best
         from retlab.training.trainer import train
 
-        inputs = {portable(one): fingerprint(one) for one in stage.inputs}
+        names = ("train shards", "validation shards", "tokenizer")
+        inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
         request = make_request(config, settings_of(config) | inputs, start_anew=command.force)
         result = train(request, say=stage.say, stop_requested=stage.stop_requested)
         stage.volatile.update(result.speed())

@@ -210,9 +210,10 @@ def test_init_from_starts_at_the_weights_of_a_folder(splits, tmp_path):
     wider = make_request(splits, "wider", {"hidden_size": 24}, init_from=str(tmp_path / "model"))
     with pytest.raises(UserError, match="model of other sizes .hidden_size 16 there, 24 here"):
         run(wider)
-    other = {"architecture": "transformer", "value_size": None}
+    other = make_request(splits, "other", {"architecture": "transformer"}, init_from=str(tmp_path / "model"))
+    del other.model["value_size"]
     with pytest.raises(UserError, match="is a retlab_retnet model"):
-        run(make_request(splits, "other", other, init_from=str(tmp_path / "model")))
+        run(other)
     with pytest.raises(UserError, match="is no model folder"):
         run(make_request(splits, "none", init_from=str(tmp_path)))
 

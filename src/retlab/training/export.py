@@ -1,13 +1,19 @@
 """Checkpoints as Hugging Face folders."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
+from retlab.artifacts import read_manifest
+from retlab.emissions_rows import read_rows
 from retlab.errors import UserError
+from retlab.models.export import export_model
+from retlab.models.model_card import ModelCardFacts
 from retlab.section import absolute, portable
 from retlab.training.checkpoints import CheckpointStore, load_checkpoint
-from retlab.training.inputs import load_tokenizer
 from retlab.training.request import TrainingRequest
 from retlab.training.run_folder import refuse_other_model
 from retlab.training.trainer import TrainingResult, new_model
@@ -48,10 +54,56 @@ def export_checkpoint(request: TrainingRequest, checkpoint: str, folder: Path) -
 
 
 def _export(request: TrainingRequest, path: Path, folder: Path) -> None:
-    checkpoint: dict[str, Any] = load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     refuse_other_model(checkpoint, request.model, path)
     model = new_model(request)
     model.load_state_dict(checkpoint["model"])
-    tokenizer = load_tokenizer(request.tokenizer_folder)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    # One file is written; a bar for it is noise.
+    logging.disable_progress_bar()
+    try:
+        export_model(
+            model, folder, tokenizer_folder=request.tokenizer_folder, facts=_facts(request, checkpoint)
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    finally:
+        logging.enable_progress_bar()
+
+
+def _facts(request: TrainingRequest, checkpoint: dict[str, Any]) -> ModelCardFacts:
+    """What the model card says of a checkpoint."""
+    section, data = request.train, request.data
+    train, validation = _report(request.train_shards), _report(request.validation_shards)
+    tokenizer, energy = _report(request.tokenizer_folder), read_rows(request.run_folder)
+    step = checkpoint["step"]
+    losses = [loss for loss, at in checkpoint["best"] if at == step]
+    return ModelCardFacts(
+        name=request.run_folder.name,
+        data_source=data.source if isinstance(data.source, str) else ", ".join(data.source),
+        train_documents=train.get("documents"),
+        train_tokens=train.get("tokens"),
+        train_bytes=train.get("bytes"),
+        validation_documents=validation.get("documents"),
+        validation_tokens=validation.get("tokens"),
+        tokenizer=tokenizer.get("from_pretrained", "byte-level BPE trained on the train split"),
+        bytes_per_token=tokenizer.get("validation_bytes_per_token"),
+        steps=step,
+        seen_tokens=checkpoint["tokens"],
+        sequence_length=data.sequence_length,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        precision=checkpoint["precision"],
+        seed=request.seed,
+        exported_step=step,
+        validation_loss=losses[0] if losses else None,
+        energy_kwh=math.fsum(row["energy_kwh"] for row in energy) if energy else None,
+        emissions_kg=math.fsum(row["emissions_kg_co2e"] for row in energy) if energy else None,
+        country=energy[-1]["country"] if energy else None,
+        power_method=energy[-1]["power_method"] if energy else None,
+    )
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """The report of the stage that wrote a folder."""
+    manifest = read_manifest(folder) or {}
+    return dict(manifest.get("report", {}))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers.utils import logging
 
 from retlab.errors import UserError
 from retlab.models.causal_lm import CausalLM
@@ -34,9 +35,13 @@ def load_initial_weights(model: CausalLM, source: str) -> None:
     if differences:
         raise UserError(f"train.init_from: {source} is a model of other sizes ({'; '.join(differences)})")
     try:
+        # One file is read; a bar for it is noise.
+        logging.disable_progress_bar()
         trained = type(model).from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(source, error) from error
+    finally:
+        logging.enable_progress_bar()
     model.load_state_dict(trained.state_dict())
 
 

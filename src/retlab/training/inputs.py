@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from retlab.data.settings import DataSection
 from retlab.data.shards import check_shards
+from retlab.data.tokenizer import load_tokenizer
 from retlab.errors import UserError
 from retlab.models import config_from_section
 from retlab.models.settings import ModelSettings
-from retlab.section import portable
 from retlab.training.request import TrainingRequest
 from retlab.training.settings import TrainSection
 
@@ -35,8 +33,6 @@ def request_for(
     for split in ("train", "validation"):
         check_shards(data.shards_folder(split), tokenizer_folder)
     tokenizer = load_tokenizer(tokenizer_folder)
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {portable(tokenizer_folder)} has no end-of-text token (eos_token)")
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     try:
         config = config_from_section(
@@ -60,14 +56,3 @@ def request_for(
         start_anew=start_anew,
         identity=identity,
     )
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises UserError where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{portable(folder)} holds no readable tokenizer ({reason}); run scripts/03_train_tokenizer.sh"
-        ) from error

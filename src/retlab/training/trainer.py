@@ -142,7 +142,12 @@ def _train(
         total_steps,
         batches.steps_per_epoch,
         flops_per_token(model.config, request.data.sequence_length),
-        {"identity": request.identity, "architecture": request.model, "threads": torch.get_num_threads()},
+        {
+            "identity": request.identity,
+            "architecture": request.model,
+            "threads": torch.get_num_threads(),
+            "precision": "bf16" if hardware.bf16 else "float32",
+        },
     )
     done = 0
     if checkpoint is not None:
