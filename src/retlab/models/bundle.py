@@ -19,7 +19,7 @@ CODE_MODULE = "modeling_retlab"
 
 _ROOT = "retlab.models.causal_lm"
 _SOURCES = Path(__file__).parents[1]
-_HEADER = '''"""The modelling code of a RetLab model, generated from RetLab's own modules; it needs torch and transformers alone.
+_HEADER = '''"""The modelling code of a RetLab model, generated from RetLab; it needs torch and transformers only.
 
     AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
 """
@@ -53,7 +53,7 @@ def modelling_code() -> str:
     modules = _in_import_order(_ROOT, {})
     imports = _outer_imports(modules)
     parts = [_HEADER, _import_block(imports)]
-    defined = {name: "an import" for name in imports}
+    defined = dict.fromkeys(imports, "an import")
     for module in modules:
         for name in _defined_names(module.tree):
             # The modules become one: of two definitions of a name, the second would replace the first in both.
