@@ -1,0 +1,101 @@
+"""What only a GPU can show; the same tests run on a CPU elsewhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from retlab.section import PROJECT_ROOT
+from tests.conftest import TINY, environment
+
+pytestmark = [
+    pytest.mark.component,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU; its CPU counterparts run here"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _exact_products() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def _error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def _model(architecture: str, **sizes: int):
+    from retlab import DecoderConfig, RetNetConfig, RetNetModelHF, TransformerModelHF
+
+    sizes = {"vocab_size": 256, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4} | sizes
+    torch.manual_seed(0)
+    if architecture == "retnet":
+        return RetNetModelHF(RetNetConfig(**sizes)).eval()
+    return TransformerModelHF(DecoderConfig(**sizes)).eval()
+
+
+@pytest.mark.parametrize("length", [100, 1000])
+def test_the_forms_of_retention_agree_on_a_gpu_and_with_the_cpu(length: int) -> None:
+    model = _model("retnet")
+    ids = torch.randint(0, 256, (2, length))
+    with torch.no_grad():
+        expected = model(ids).logits
+        model.cuda()
+        for form in ("parallel", "chunkwise", "recurrent"):
+            model.set_form(form)
+            assert _error(model(ids.cuda()).logits.cpu(), expected) < 1e-5, form
+
+
+@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+def test_bf16_is_near_float32_and_positions_hold(architecture: str) -> None:
+    model = _model(architecture).cuda()
+    ids = torch.randint(0, 256, (2, 1500), device="cuda")
+    with torch.no_grad():
+        expected = model(ids).logits
+        found = model.bfloat16()(ids).logits
+    assert _error(found, expected) < 5e-2
+
+
+@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+def test_generate_with_and_without_cache_writes_the_same_on_a_gpu(architecture: str) -> None:
+    model = _model(architecture).cuda()
+    ids = torch.randint(0, 256, (3, 70), device="cuda")
+    plain = model.generate(ids, max_new_tokens=40, do_sample=False, use_cache=False)
+    cached = model.generate(ids, max_new_tokens=40, do_sample=False, use_cache=True)
+    assert torch.equal(plain, cached)
+
+
+@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+def test_compiled_training_step_equals_the_eager_one(architecture: str) -> None:
+    model = _model(architecture).cuda()
+    ids = torch.randint(0, 256, (4, 512), device="cuda")
+    segments = (torch.arange(512, device="cuda") // 200).expand(4, -1)
+
+    def gradients(function) -> list[torch.Tensor]:
+        model.zero_grad()
+        function(ids, segment_ids=segments).logits.float().logsumexp(-1).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    eager, compiled = gradients(model), gradients(torch.compile(model))
+    assert max(_error(b, a) for a, b in zip(eager, compiled, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+def test_the_pipeline_trains_and_evaluates_on_a_gpu(architecture: str, tmp_path: Path) -> None:
+    words = [f"data.folder={tmp_path}/data", f"output_dir={tmp_path}/runs", *TINY, "train.max_steps=60"]
+    words += [f"model.architecture={architecture}", "train.device=cuda", "emissions.enabled=false"]
+    losses = {}
+    for precision in ("bf16", "float32"):
+        script = str(PROJECT_ROOT / "scripts" / "run_pipeline.sh")
+        config = str(PROJECT_ROOT / "configs" / "quickstart.yaml")
+        command = ["bash", script, config, *words, "evaluate.device=cuda", f"evaluate.precision={precision}"]
+        answer = subprocess.run(
+            command, capture_output=True, text=True, env=environment() | {"VIRTUAL_ENV": sys.prefix}
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        results = json.loads((tmp_path / "runs" / "quickstart-retnet" / "results.json").read_text())
+        losses[precision] = results["test"]["loss"]
+    assert abs(losses["bf16"] / losses["float32"] - 1) < 1e-2
