@@ -143,7 +143,7 @@ def _local_file(path: str, format: Format, compression: Compression) -> SourceFi
         raise UserError(f"data.source: {path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"data.source: {path} is no regular file; name files or folders of files")
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=True):
         raise UserError(f"data.source: no permission to read {path}; give this user the right to it")
     return SourceFile(path, path, status.st_size, str(status.st_mtime_ns), format, compression)
 
