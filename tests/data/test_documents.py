@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tests.data.documents import contents
 
 from retlab.data import documents
 from retlab.data.documents import DocumentFile, as_texts, is_empty
-from tests.data.documents import contents
 
 
 def groups_by_hand(texts: list[bytes]) -> list[list[bytes]]:

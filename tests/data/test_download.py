@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.data.documents import contents, section, texts, write_parquet
 
 from retlab.data import download as module
 from retlab.data.documents import DocumentFile
@@ -17,7 +18,6 @@ from retlab.data.download import download
 from retlab.data.settings import DataSection
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
-from tests.data.documents import contents, section, texts, write_parquet
 
 
 def lines(path: Path, documents: list[str]) -> Path:
@@ -218,7 +218,7 @@ def undisturbed(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return contents(folder)
 
 
-def test_parts_hold_everything_once(many: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_parts_hold_everything_once(undisturbed: dict[str, str], tmp_path: Path) -> None:
     assert len(undisturbed) > 4
     assert len(texts(tmp_path / "undisturbed")) == 400
     expected = [f"{number} {line}" for number in range(10) for line in range(40)]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.data.documents import section, write_parquet
 
 from retlab.data import formats
 from retlab.data.formats import BadRecord, Record, read_documents
 from retlab.data.sources import find_sources
 from retlab.errors import UserError
-from tests.data.documents import section, write_parquet
 
 TEXTS = [
     "plain",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.data.documents import contents, texts, write_raw
 
 from retlab.data import shuffle
 from retlab.data.settings import SPLITS, DataSection, SplitShares
 from retlab.data.split import split_documents
-from tests.data.documents import contents, texts, write_raw
 
 COUNT = 3000
 
@@ -37,7 +37,7 @@ def test_order_is_a_permutation_far_from_the_identity(tmp_path: Path, numbered: 
     raw = write_raw(tmp_path / "raw", [numbered[:1000], numbered[1000:1100], numbered[1100:]])
     found = run(raw, tmp_path / "splits")
     assert len(list((tmp_path / "splits" / "train").iterdir())) == (1 if bucket_bytes == 2**26 else 16)
-    everything = sum((texts(tmp_path / "splits" / name) for name in SPLITS), [])
+    everything = [text for name in SPLITS for text in texts(tmp_path / "splits" / name)]
     assert Counter(everything) == Counter(numbered)
     numbers = np.array([int(text.split()[0]) for text in found])
     ranks = np.argsort(np.argsort(numbers))
@@ -61,9 +61,8 @@ def test_order_depends_on_the_split_seed(tmp_path: Path, numbered: list[str]) ->
     assert [text for text in found[0] if text in common] != [text for text in found[1] if text in common]
 
 
-def test_files_do_not_depend_on_partition_order_or_workers(
-    tmp_path: Path, numbered: list[str], bucket_bytes: int
-) -> None:
+@pytest.mark.usefixtures("bucket_bytes")
+def test_files_do_not_depend_on_partition_order_or_workers(tmp_path: Path, numbered: list[str]) -> None:
     chance = random.Random(1)
     documents = numbered + chance.choices(numbered[:50], k=500)
     found = []

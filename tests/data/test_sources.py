@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from tests.data.documents import section
 
 from retlab.data.settings import DataSection
 from retlab.data.sources import SourceFile, find_sources, local_state
 from retlab.errors import UserError
-from tests.data.documents import section
 
 
 def names(files: list[SourceFile], root: Path) -> list[str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tests.data.documents import contents, texts, write_raw
 
 from retlab.data import documents as parts
 from retlab.data.settings import SPLITS, DataSection, SplitShares
 from retlab.data.split import document_hashes, split_documents
 from retlab.errors import UserError
-from tests.data.documents import contents, texts, write_raw
 
 SHARES = SplitShares(train=0.7, validation=0.2, test=0.1)
 
@@ -24,6 +24,10 @@ def split(raw: Path, target: Path, **values: object) -> dict[str, list[str]]:
     target.mkdir()
     split_documents(settings(**values), raw, target)
     return {name: texts(target / name) for name in SPLITS}
+
+
+def everything(splits: dict[str, list[str]]) -> list[str]:
+    return [text for found in splits.values() for text in found]
 
 
 def by_hand(text: str, seed: int = 0) -> str:
@@ -75,8 +79,8 @@ def test_membership_follows_from_text_and_split_seed(
 def test_equal_texts_are_never_in_two_splits(tmp_path: Path, documents: list[str]) -> None:
     found = split(write_raw(tmp_path / "raw", [documents]), tmp_path / "splits")
     train, validation, test = (set(found[name]) for name in SPLITS)
-    assert not (train & validation or train & test or validation & test)
-    assert sorted(sum(found.values(), [])) == sorted(documents)
+    assert len(train | validation | test) == len(train) + len(validation) + len(test)
+    assert sorted(everything(found)) == sorted(documents)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -120,7 +124,7 @@ def test_empty_documents_are_dropped_and_counted(tmp_path: Path, documents: list
     raw = write_raw(tmp_path / "raw", [empty[:2] + documents, empty[2:], documents[:1]])
     (tmp_path / "splits").mkdir()
     report = split_documents(settings(), raw, tmp_path / "splits")
-    found = sum((texts(tmp_path / "splits" / name) for name in SPLITS), [])
+    found = everything({name: texts(tmp_path / "splits" / name) for name in SPLITS})
     assert sorted(found) == sorted([*documents, documents[0]])
     assert report["empty_documents"] == 4
     assert report["documents"] == len(found)
@@ -165,7 +169,7 @@ def test_nul_bytes_and_any_text_come_through(tmp_path: Path) -> None:
     odd = ["\x00", "a\x00b", "🐍", "\u200b", "\r\n x", "<eos>", "\ufeffmark", "x" * 100_000]
     odd += [f"{number} filler" for number in range(100)]
     found = split(write_raw(tmp_path / "raw", [odd]), tmp_path / "splits")
-    assert sorted(sum(found.values(), [])) == sorted(odd)
+    assert sorted(everything(found)) == sorted(odd)
 
 
 def test_split_that_comes_out_empty_is_named(tmp_path: Path) -> None:

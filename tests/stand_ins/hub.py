@@ -74,7 +74,8 @@ class Hub:
 
     def ranges(self, path: str) -> list[str | None]:
         """The Range header of every request for the content of a file of a repository, in order."""
-        return [one.range for one in self.requests if one.method == "GET" and one.path.endswith(f"/{path}")]
+        resolve = f"/resolve/{COMMIT}/{path}"
+        return [one.range for one in self.requests if one.method == "GET" and one.path.endswith(resolve)]
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

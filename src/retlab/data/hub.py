@@ -45,7 +45,7 @@ def list_files(entry: str) -> Listing:
         # The commit is pinned, so that a push during the download cannot mix two states.
         commit = HfApi().dataset_info(repo, revision=revision).sha
         root = f"datasets/{repo}@{commit}"
-        system = HfFileSystem(skip_instance_cache=True)
+        system = HfFileSystem()
         path = f"{root}/{inside}".rstrip("/")
         pattern = glob.has_magic(inside)
         listed = system.glob(path, detail=True) if pattern else system.find(path, detail=True)
