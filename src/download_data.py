@@ -5,6 +5,9 @@
 An interrupted download goes on where it was. Hub tokens come from the Hub's own login or HF_TOKEN.
 """
 
+from pathlib import Path
+from typing import Any
+
 from retlab.config import ExperimentConfig
 from retlab.data.download import download
 from retlab.data.sources import local_state
@@ -25,12 +28,16 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         output=data.raw_folder,
         resumable=True,
     )
-    report = {}
-    if stage.run(lambda folder: report.update(download(data, folder)) or report):
+
+    def build(folder: Path) -> dict[str, Any]:
+        report = download(data, folder)
         stage.say(
             f"{report['documents']:,} documents, {report['bytes']:,} bytes of text;"
-            f" {report['empty_documents']:,} empty, {report['skipped_records']:,} records skipped"
+            f" {report['empty_documents']:,} of them empty, {report['skipped_records']:,} records skipped"
         )
+        return report
+
+    stage.run(build)
 
 
 if __name__ == "__main__":

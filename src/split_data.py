@@ -3,6 +3,9 @@
 python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
 """
 
+from pathlib import Path
+from typing import Any
+
 from retlab.config import ExperimentConfig
 from retlab.data.split import split_documents
 from retlab.stage import Stage, StageCommand, run_stage
@@ -20,14 +23,18 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         inputs=[data.raw_folder],
         output=data.splits_folder,
     )
-    report = {}
-    if stage.run(lambda folder: report.update(split_documents(data, data.raw_folder, folder)) or report):
+
+    def build(folder: Path) -> dict[str, Any]:
+        report = split_documents(data, data.raw_folder, folder)
         for split, counts in report["splits"].items():
             stage.say(
                 f"{split}: {counts['documents']:,} documents ({counts['share_of_documents']:.2%}),"
                 f" {counts['bytes']:,} bytes ({counts['share_of_bytes']:.2%})"
             )
         stage.say(f"{report['empty_documents']:,} empty documents dropped")
+        return report
+
+    stage.run(build)
 
 
 if __name__ == "__main__":

@@ -155,5 +155,14 @@ def test_state_of_local_files_follows_size_time_and_number(tmp_path: Path) -> No
     assert local_state(one)["source files"] == 3
 
 
+def test_source_that_contains_the_outputs_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "mine.txt", "out/raw/part-00000.parquet")
+    with pytest.raises(
+        UserError, match="data.source contains .*part-00000.parquet, which this experiment itself writes"
+    ):
+        find_sources(section(tmp_path, folder=tmp_path / "out"))
+    assert len(find_sources(section(tmp_path / "mine.txt", folder=tmp_path))) == 1
+
+
 def test_state_of_a_hub_source_asks_no_network() -> None:
     assert local_state(DataSection(source="hf://datasets/owner/name")) == {}

@@ -174,8 +174,9 @@ class _Download:
         self._state.parts += 1
         self._state.file, self._state.record = file, record
         self._save()
-        for index in range(file):
-            (self._fetched / f"{index:06d}").unlink(missing_ok=True)
+        for fetched in self._fetched.glob("*"):
+            if int(fetched.stem) < file:
+                fetched.unlink()
 
     def _save(self) -> None:
         write_json(self._folder / _STATE, dataclasses.asdict(self._state))

@@ -54,7 +54,7 @@ class DataSection(Section):
     "Folder of the token shards; null is <data.folder>/tokens."
     splits: SplitShares = SplitShares()
     "Share of the documents in each split."
-    split_seed: int = Field(default=0, ge=0)
+    split_seed: int = Field(default=0, ge=0, lt=2**63)
     "Decides with a document's text, and nothing else, which split the document is in."
     shuffle: bool = True
     "Shuffle the documents of each split globally, in bounded memory, when splitting."
@@ -107,8 +107,8 @@ class TokenizerSection(Section):
     "Entries of the vocabulary: 256 bytes, 4 special tokens and the merges."
     min_frequency: int = Field(default=2, ge=1)
     "A pair must occur so often to become a merge."
-    max_bytes: int | None = Field(default=1_000_000_000, ge=1)
-    "Train on the first so many bytes of the train split; null takes all of it."
+    max_bytes: int | None = Field(default=200_000_000, ge=1)
+    "Train on the first so many bytes of the train split; null takes all of it (memory grows with its distinct words)."
     from_pretrained: str | None = None
     "Folder or hub name of an existing fast tokenizer to use instead of training one."
     folder: ProjectPath | None = None

@@ -8,7 +8,7 @@ import stat
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from retlab.data.settings import HUB, STDLIB, DataSection
@@ -63,7 +63,9 @@ def find_sources(section: DataSection) -> list[SourceFile]:
     Raises:
         UserError: an entry that stands for no file, a file whose format cannot be told, the Hub out of reach.
     """
-    return _unique(file for entry in _entries(section) for file in _expand(entry, section))
+    files = _unique(file for entry in _entries(section) for file in _expand(entry, section))
+    _refuse_own_outputs(files, section)
+    return files
 
 
 def local_state(section: DataSection) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def local_state(section: DataSection) -> dict[str, Any]:
     files = _unique(file for entry in entries for file in _expand(entry, section))
     if not files:
         return {}
+    _refuse_own_outputs(files, section)
     return {
         "source files": len(files),
         "source bytes": sum(file.size for file in files),
@@ -91,6 +94,17 @@ def _entries(section: DataSection) -> list[str]:
 
 def _unique(files: Iterable[SourceFile]) -> list[SourceFile]:
     return list({file.path: file for file in files}.values())
+
+
+def _refuse_own_outputs(files: Iterable[SourceFile], section: DataSection) -> None:
+    if section.folder is None:
+        return
+    outputs = [section.raw_folder, section.splits_folder, section.tokens_folder or section.folder / "tokens"]
+    for file in files:
+        if not file.remote and any(Path(file.path).is_relative_to(output) for output in outputs):
+            raise UserError(
+                f"data.source contains {file.path}, which this experiment itself writes; set another data.folder"
+            )
 
 
 def _expand(entry: str, section: DataSection) -> list[SourceFile]:
