@@ -1,7 +1,5 @@
 """Token shards on disk: parquet parts with one document per row, counted once and read a row group at a time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retlab.artifacts import read_manifest, sha256_file
+from retlab.data.reading import parts_of, readable
 from retlab.errors import UserError
 
 
@@ -63,7 +62,7 @@ class Shards:
             UserError: the file cannot be read.
         """
         path = self.files[self.file[index]]
-        with _readable(path):
+        with readable(path, "tokenize_data"):
             parquet = pq.ParquetFile(path)
             column = parquet.read_row_group(int(self.group[index]), columns=["input_ids"], use_threads=False)[0]
         lists = column.combine_chunks()
@@ -86,7 +85,7 @@ def open_shards(folder: Path, sequence_length: int) -> Shards:
     Raises:
         UserError: no shards, no documents, or a part that is truncated or no token shard; the part is named.
     """
-    files = tuple(sorted(folder.glob("part-*.parquet")))
+    files = tuple(parts_of(folder))
     if not files:
         raise UserError(f"{folder} holds no token shards (part-*.parquet); run tokenize_data.py first")
     counts = [_count(path, sequence_length) for path in files]
@@ -116,20 +115,9 @@ def check_shards(folder: Path, tokenizer_folder: Path) -> None:
         )
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read ({reason}); it is truncated or damaged: run tokenize_data.py again with --force"
-        ) from None
-
-
 def _count(path: Path, sequence_length: int) -> np.ndarray:
     """Row group, documents, tokens and pieces of each row group of a part, int64 [groups, 4]."""
-    with _readable(path):
+    with readable(path, "tokenize_data"):
         parquet = pq.ParquetFile(path)
         if not {"input_ids", "tokens", "bytes"} <= set(parquet.schema_arrow.names):
             raise UserError(

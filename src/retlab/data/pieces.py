@@ -1,0 +1,123 @@
+"""Long documents in pieces whose tokens, one after the other, are the tokens of the whole document.
+
+GPT-2's pre-tokeniser splits text into words by a regular expression that is matched from left to right, with no look
+back and one character of look ahead, and BPE merges inside words only. So the text may be cut
+
+1. before a blank or line end that follows a visible character: no word goes on across it, and the look ahead, which
+   concerns white space before a visible character, sees the same on both sides;
+2. after any visible word that the expression finds from an earlier cut on, if another word follows it.
+
+A single word longer than a piece (a megabyte of letters) is encoded by `encode_word`, on the property of BPE that a
+sequence of tokens is the encoding of its text exactly if every two neighbours in it are the encoding of theirs (van
+Antwerpen and Neubeck, "So many tokens, so little time", 2024).
+"""
+
+import json
+import re
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import regex
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+PIECE = 2**16
+"""Characters after which a document is cut at the next place that allows it."""
+
+# The expression of GPT-2 (Radford et al., 2019), as the byte-level pre-tokeniser of `tokenizers` has it.
+# White space by its Unicode property, as there: Python's own notion has four control characters more.
+_WORD = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+"
+    r"|(?P<space>\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+)"
+)
+_CUT = re.compile(r"[!-~\w](?=[ \n])")
+
+
+class Piece(NamedTuple):
+    """A stretch of a document."""
+
+    text: str
+    is_word: bool
+    "Exactly one word of the pre-tokeniser."
+
+
+def can_be_cut(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer is the byte-level BPE that the rules of this module hold for."""
+    description = json.loads(tokenizer.to_str())
+    model, words = description["model"], description["pre_tokenizer"] or {}
+    plain = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    return (
+        isinstance(tokenizer.model, models.BPE)
+        and not any(model.get(key) for key in plain)
+        and description["normalizer"] is None
+        and words.get("type") == "ByteLevel"
+        and words.get("use_regex", True)
+        and not words["add_prefix_space"]
+        # Added tokens that are not special are found in the text before it is split into words.
+        and all(token["special"] for token in description["added_tokens"])
+    )
+
+
+def pieces(text: str, size: int = PIECE) -> Iterator[Piece]:
+    """Cut a document where cutting changes no token; most documents are one piece."""
+    start = 0
+    while len(text) - start > 2 * size:
+        cut = _CUT.search(text, start + size, start + 2 * size)
+        if cut is not None:
+            end, is_word = cut.end(), False
+        else:
+            end, is_word = _end_of_words(text, start, size)
+        yield Piece(text[start:end], is_word)
+        start = end
+    yield Piece(text[start:], False)
+
+
+def _end_of_words(text: str, start: int, size: int) -> tuple[int, bool]:
+    """End of the last visible word that ends within `size` characters; without one, end of the first word, and True."""
+    first = end = start
+    for word in _WORD.finditer(text, start):
+        if first == start:
+            first = word.end()
+        if word.end() > start + size:
+            break
+        if word["space"] is None:
+            end = word.end()
+    return (end, False) if end > start else (first, True)
+
+
+def encode_word(tokenizer: Tokenizer, word: str, size: int = PIECE) -> "array[int]":
+    """Ids of a text that the pre-tokeniser takes for one word, from left to right, in a few bytes per token.
+
+    Each stretch starts at a token boundary of the one before, of which the last tokens are given up: they would be
+    others if the text went on. The seam holds if its two tokens are the encoding of their joint text. If they are not,
+    what was kept depends on what follows: more of it is given up, and stretches are longer from there on.
+    """
+    spelled = _spell(word, size)
+    ids, widths = array("I"), array("I")
+    start, given_up = 0, 64
+    while True:
+        tokens = tokenizer.model.tokenize(spelled[start : start + size])
+        if ids and not _fit(tokenizer, ids[-1], tokens[0].id):
+            start -= sum(widths[-given_up:])
+            del ids[-given_up:], widths[-given_up:]
+            size, given_up = 2 * size, 2 * given_up
+            continue
+        if start + size >= len(spelled):
+            ids.extend(token.id for token in tokens)
+            return ids
+        kept = tokens[: max(1, len(tokens) - given_up)]
+        ids.extend(token.id for token in kept)
+        widths.extend(len(token.value) for token in kept)
+        start += sum(widths[-len(kept) :])
+
+
+def _spell(word: str, size: int) -> str:
+    """The characters that stand for the word's UTF-8 bytes in the vocabulary, one for each byte."""
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    return "".join(spell(word[start : start + size])[0][0] for start in range(0, len(word), size))
+
+
+def _fit(tokenizer: Tokenizer, left: int, right: int) -> bool:
+    """Whether two tokens are the encoding of their joint text."""
+    joint = (tokenizer.id_to_token(left) or "") + (tokenizer.id_to_token(right) or "")
+    return [token.id for token in tokenizer.model.tokenize(joint)] == [left, right]

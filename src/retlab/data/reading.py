@@ -1,0 +1,55 @@
+"""Reading what earlier stages wrote: texts in lots of bounded size, and a sentence where a file is damaged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retlab.errors import UserError
+
+
+@contextmanager
+def readable(path: Path, stage: str) -> Iterator[None]:
+    """Turn the errors of a damaged parquet file into a sentence that names it and the stage that writes it anew."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({reason}); it is truncated or damaged: run {stage}.py again with --force"
+        ) from None
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The parquet parts of a folder, in order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def texts_of(path: Path) -> Iterator[pa.LargeStringArray]:
+    """The documents of one part of a split, a row group at a time: 16 MB of text, or one longer document.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with readable(path, "split_data"):
+        parquet = pq.ParquetFile(path)
+        groups = parquet.num_row_groups
+    for group in range(groups):
+        with readable(path, "split_data"):
+            column = parquet.read_row_group(group, columns=["text"], use_threads=False)["text"]
+        yield from column.chunks
+
+
+def text_bytes(folder: Path) -> int:
+    """About how many bytes of text a split holds, from the footers of its parts."""
+    total = 0
+    for path in parts_of(folder):
+        with readable(path, "split_data"):
+            metadata = pq.ParquetFile(path).metadata
+        for group in range(metadata.num_row_groups):
+            column = metadata.row_group(group).column(0)
+            # Plain encoding: a length of four bytes before each text.
+            total += column.total_uncompressed_size - 4 * column.num_values
+    return total

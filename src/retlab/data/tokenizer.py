@@ -1,0 +1,202 @@
+"""The tokenizer: a byte-level BPE trained on a stream of the train split, or an existing fast tokenizer."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from retlab.data.reading import parts_of, text_bytes, texts_of
+from retlab.data.settings import TokenizerSection
+from retlab.errors import UserError
+from retlab.progress import Progress, progress
+from retlab.section import absolute
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+"""Ids 0 to 3, in this order."""
+
+# BPE training holds every distinct word with 32 bytes for each of its bytes, and letters or marks that go on for ever
+# are one word. Only the beginning of such a run takes part in the training.
+LONGEST_RUN = 1024
+_LONG_RUN = re.compile(rf"(\w{{{LONGEST_RUN}}})\w+|([^\w\s]{{{LONGEST_RUN}}})[^\w\s]+")
+TRAINING_PIECE = 2**16
+"""Characters that the training reads at once of a long document."""
+MEASURED_BYTES = 10_000_000
+"""So much of the validation split is enough for the bytes per token."""
+
+
+def make_tokenizer(section: TokenizerSection, splits_folder: Path, folder: Path) -> dict[str, Any]:
+    """Train or import a tokenizer into a folder that `AutoTokenizer` loads.
+
+    Args:
+        section: what to train, or what to import.
+        splits_folder: holds `train/` and `validation/`.
+        folder: gets tokenizer.json and tokenizer_config.json.
+
+    Returns:
+        Report: the vocabulary's size, requested and reached, special ids, and the bytes per token of the validation
+        split (its first 10 MB, no end-of-text tokens counted).
+
+    Raises:
+        UserError: an empty train split, or a tokenizer to import that cannot be had or used.
+    """
+    if section.from_pretrained is None:
+        tokenizer = _as_folder(train_tokenizer(section, splits_folder / "train"), folder)
+        requested: dict[str, Any] = {"vocab_size_requested": section.vocab_size}
+    else:
+        tokenizer = import_tokenizer(section.from_pretrained)
+        tokenizer.save_pretrained(folder)
+        requested = {"from_pretrained": section.from_pretrained}
+    return {
+        **requested,
+        "vocab_size": vocabulary_size(tokenizer),
+        "eos_id": tokenizer.eos_token_id,
+        "pad_id": tokenizer.pad_token_id,
+        **_bytes_per_token(text_tokenizer(tokenizer), splits_folder / "validation"),
+    }
+
+
+def train_tokenizer(section: TokenizerSection, folder: Path) -> Tokenizer:
+    """Train a byte-level BPE (all 256 bytes, no normaliser, GPT-2's pre-tokeniser) on the parts of a split.
+
+    The result depends on the documents and the settings alone, not on the number of threads.
+
+    Raises:
+        UserError: there are no documents.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=section.vocab_size,
+        min_frequency=section.min_frequency,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    total = text_bytes(folder)
+    if total == 0:
+        raise UserError(f"{folder} holds no text to train a tokenizer on; get more text and split it again")
+    with progress("read text for the tokenizer", min(total, section.max_bytes or total), "byte") as bar:
+        tokenizer.train_from_iterator(_training_texts(folder, section.max_bytes, bar), trainer)
+    return tokenizer
+
+
+def import_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """An existing tokenizer from a folder or the hub, without padding and truncation.
+
+    Raises:
+        UserError: it cannot be found or reached, is no fast tokenizer or has no end-of-text token.
+    """
+    tokenizer = _load(name if not absolute(name).is_dir() else absolute(name), f"tokenizer.from_pretrained {name!r}")
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer.from_pretrained {name!r} is no fast tokenizer (it has no tokenizer.json); choose one that is"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer.from_pretrained {name!r} has no end-of-text token, which separates documents;"
+            " choose one that has"
+        )
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of an experiment; it has an `eos_token_id` and perhaps a `pad_token_id`.
+
+    Raises:
+        UserError: the folder holds no tokenizer.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder} holds no tokenizer (tokenizer.json); run train_tokenizer.py first")
+    return _load(folder, str(folder))
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Entries that an embedding needs: one more than the highest id, which gaps can put above the number of tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def text_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Tokenizer:
+    """The tokenizer's fast core for the text of documents: names of special tokens in it are text like any other."""
+    core = tokenizer.backend_tokenizer
+    core.encode_special_tokens = True
+    return core
+
+
+def _load(place: str | Path, shown: str) -> "PreTrainedTokenizerBase":
+    # Late, because it takes seconds.
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    # transformers raises whatever its parsers and the hub's client raise; the first line says what is wrong.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{shown} cannot be loaded ({type(error).__name__}: {reason}); give a folder with a tokenizer or a"
+            " hub name that can be reached, and log in where it is gated"
+        ) from error
+
+
+def _as_folder(core: Tokenizer, folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import PreTrainedTokenizerFast
+
+    # split_special_tokens: `<eos>` in a text is the characters, also for who loads the folder elsewhere.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, split_special_tokens=True, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _training_texts(folder: Path, max_bytes: int | None, bar: Progress) -> Iterator[list[str]]:
+    """The first bytes of a split in lots for the trainer."""
+    left = max_bytes
+    for texts in _text_lots(folder):
+        lot: list[str] = []
+        for text in texts:
+            size = len(text.encode())
+            if left is not None and size > left:
+                text, size = text.encode()[:left].decode(errors="ignore"), left
+            lot += _training_pieces(text)
+            bar.advance(size)
+            left = None if left is None else left - size
+        yield lot
+        if left == 0:
+            return
+
+
+def _training_pieces(text: str) -> Iterator[str]:
+    for start in range(0, len(text), TRAINING_PIECE):
+        piece = text[start : start + TRAINING_PIECE]
+        # The test is twenty times as fast as the substitution.
+        is_plain = max(map(len, piece.split()), default=0) <= LONGEST_RUN
+        yield piece if is_plain else _LONG_RUN.sub(r"\1\2", piece)
+
+
+def _bytes_per_token(core: Tokenizer, folder: Path) -> dict[str, Any]:
+    measured_bytes = tokens = 0
+    for texts in _text_lots(folder):
+        measured_bytes += sum(len(text.encode()) for text in texts)
+        tokens += sum(len(encoding) for encoding in core.encode_batch_fast(texts, add_special_tokens=False))
+        if measured_bytes >= MEASURED_BYTES:
+            break
+    return {
+        "validation_bytes": measured_bytes,
+        "validation_tokens": tokens,
+        "validation_bytes_per_token": round(measured_bytes / tokens, 4) if tokens else None,
+    }
+
+
+def _text_lots(folder: Path) -> Iterator[list[str]]:
+    for path in parts_of(folder):
+        for texts in texts_of(path):
+            for start in range(0, len(texts), 256):
+                yield texts.slice(start, 256).to_pylist()

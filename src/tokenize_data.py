@@ -1,0 +1,43 @@
+"""Stage 4, splits and tokenizer into token shards, for all splits or those that are named.
+
+python src/tokenize_data.py configs/quickstart.yaml train validation test
+"""
+
+from retlab.artifacts import read_manifest
+from retlab.config import ExperimentConfig
+from retlab.data.settings import SPLITS, SplitName
+from retlab.data.tokens import tokenise
+from retlab.stage import Stage, StageCommand, run_stage
+
+
+def main(config: ExperimentConfig, command: StageCommand) -> None:
+    """Write the shards of each split to `data.tokens_folder`/<split>."""
+    for split in [name for name in SPLITS if name in command.words] or SPLITS:
+        _tokenise(config, command, split)
+
+
+def _tokenise(config: ExperimentConfig, command: StageCommand, split: SplitName) -> None:
+    data, tokenizer = config.data, config.tokenizer.folder
+    assert tokenizer is not None
+    stage = Stage(
+        "tokenize_data",
+        config,
+        command,
+        part=split,
+        settings={"split": split},
+        inputs=[data.splits_folder, tokenizer],
+        output=data.shards_folder(split),
+    )
+    report = {}
+    texts = data.splits_folder / split
+    if stage.run(lambda folder: report.update(tokenise(data, texts, tokenizer, folder)) or report):
+        done = {name: read_manifest(data.shards_folder(name)) for name in SPLITS}
+        total = sum(manifest["report"]["tokens"] for manifest in done.values() if manifest)
+        stage.say(
+            f"{report['documents']:,} documents, {report['tokens']:,} tokens"
+            f" ({report['tokens'] / total:.2%} of the tokens so far), {report['bytes']:,} bytes"
+        )
+
+
+if __name__ == "__main__":
+    run_stage(main, words=SPLITS)

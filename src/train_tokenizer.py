@@ -1,0 +1,33 @@
+"""Stage 3, train split into a tokenizer: a byte-level BPE trained on it, or an existing one.
+
+python src/train_tokenizer.py configs/quickstart.yaml tokenizer.vocab_size=4096
+"""
+
+from retlab.config import ExperimentConfig
+from retlab.data.tokenizer import make_tokenizer
+from retlab.stage import Stage, StageCommand, run_stage
+
+
+def main(config: ExperimentConfig, command: StageCommand) -> None:
+    """Write the tokenizer to `tokenizer.folder`."""
+    section, splits = config.tokenizer, config.data.splits_folder
+    assert section.folder is not None
+    decisive = {"from_pretrained"} if section.from_pretrained else {"vocab_size", "min_frequency", "max_bytes"}
+    stage = Stage(
+        "train_tokenizer",
+        config,
+        command,
+        settings={f"tokenizer.{key}": value for key, value in section.model_dump(include=decisive).items()},
+        inputs=[splits],
+        output=section.folder,
+    )
+    report = {}
+    if stage.run(lambda folder: report.update(make_tokenizer(section, splits, folder)) or report):
+        requested = report.get("vocab_size_requested", report["vocab_size"])
+        reached = "" if requested == report["vocab_size"] else f" (the text does not give the {requested:,} asked for)"
+        stage.say(f"{report['vocab_size']:,} tokens{reached}")
+        stage.say(f"{report['validation_bytes_per_token']} bytes per token on the validation split")
+
+
+if __name__ == "__main__":
+    run_stage(main)
