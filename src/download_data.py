@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from retlab.config import ExperimentConfig
-from retlab.data.download import download
 from retlab.data.sources import local_state
 from retlab.stage import Stage, StageCommand, run_stage
 
@@ -30,6 +29,9 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     )
 
     def build(folder: Path) -> dict[str, Any]:
+        # Imported here, so that a stage that is up to date says so at once.
+        from retlab.data.download import download
+
         report = download(data, folder)
         stage.say(
             f"{report['documents']:,} documents, {report['bytes']:,} bytes of text;"

@@ -1,13 +1,12 @@
 """Stage 2, raw documents into train, validation and test, by each document's text and `data.split_seed` alone.
 
-python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
+    python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
 """
 
 from pathlib import Path
 from typing import Any
 
 from retlab.config import ExperimentConfig
-from retlab.data.split import split_documents
 from retlab.stage import Stage, StageCommand, run_stage
 
 
@@ -25,6 +24,9 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     )
 
     def build(folder: Path) -> dict[str, Any]:
+        # Imported here, so that a stage that is up to date says so at once.
+        from retlab.data.split import split_documents
+
         report = split_documents(data, data.raw_folder, folder)
         for split, counts in report["splits"].items():
             stage.say(
