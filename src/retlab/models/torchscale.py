@@ -158,7 +158,7 @@ def _refuse_other_models(weights: Mapping[str, torch.Tensor], settings: Mapping[
     for name, value in _FIXED.items():
         if settings.get(name, value) != value:
             raise ValueError(
-                f"TorchScale's option {name} is {settings[name]!r}, but this RetNet is as with {value!r}, without choice."
+                f"TorchScale's option {name} is {settings[name]!r}, but this RetNet exists as with {value!r} only."
             )
     if not any(re.fullmatch(r"layers\.\d+\.retention\.q_proj\.weight", name) for name in weights):
         raise ValueError("The state dict is not that of a RetNetDecoder: it has no layers.0.retention.q_proj.weight.")
