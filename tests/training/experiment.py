@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.training.conftest import VOCABULARY, write_splits
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from retlab.artifacts import MANIFEST, describe_outputs, sha256_file, write_json
 from retlab.section import PROJECT_ROOT
-from tests.training.conftest import VOCABULARY, write_splits
 
 TRAIN = {
     "max_steps": 30, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2, "validate_every_steps": 7,

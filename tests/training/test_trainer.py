@@ -192,7 +192,7 @@ def test_a_training_of_other_settings_is_set_aside_and_one_of_another_model_refu
         run(other)
     run(other.model_copy(update={"start_anew": True}))
     assert (splits / "mine.2" / "metrics.csv").exists()
-    assert last(other)["architecture"]["hidden_size"] == 24
+    assert last(other)["model_config"]["hidden_size"] == 24
 
 
 def test_init_from_starts_at_the_weights_of_a_folder(splits, tmp_path):
@@ -208,7 +208,7 @@ def test_init_from_starts_at_the_weights_of_a_folder(splits, tmp_path):
     assert torch.equal(last(started)["model"]["lm_head.weight"], model.lm_head.weight)
     assert not torch.equal(last(started)["model"]["embed_tokens.weight"], model.embed_tokens.weight)
     wider = make_request(splits, "wider", {"hidden_size": 24}, init_from=str(tmp_path / "model"))
-    with pytest.raises(UserError, match="model of other sizes .hidden_size 16 there, 24 here"):
+    with pytest.raises(UserError, match="model of other sizes .hidden_size: 16 -> 24"):
         run(wider)
     other = make_request(splits, "other", {"architecture": "transformer"}, init_from=str(tmp_path / "model"))
     del other.model["value_size"]

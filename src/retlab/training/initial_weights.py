@@ -9,10 +9,7 @@ from transformers.utils import logging
 from retlab.errors import UserError
 from retlab.models.causal_lm import CausalLM
 from retlab.section import absolute
-
-# Sizes that decide the shapes of the weights are compared by name; what else differs changes the model as well.
-_UNIMPORTANT = {"dropout", "activation_dropout", "attention_dropout", "max_position_embeddings", "chunk_size"}
-
+from retlab.training.request import model_differences
 
 def load_initial_weights(model: CausalLM, source: str) -> None:
     """Copy the weights of a model folder or hub model into a new model.
@@ -26,12 +23,7 @@ def load_initial_weights(model: CausalLM, source: str) -> None:
     found, wanted = values.get("model_type"), model.config.model_type
     if found != wanted:
         raise UserError(f"train.init_from: {source} is a {found} model, but this configuration's is {wanted}")
-    own = model.config.get_params()
-    differences = [
-        f"{key} {values[key]} there, {own[key]} here"
-        for key in own
-        if key in values and values[key] != own[key] and key not in _UNIMPORTANT
-    ]
+    differences = model_differences(values, model.config.get_params())
     if differences:
         raise UserError(f"train.init_from: {source} is a model of other sizes ({'; '.join(differences)})")
     try:

@@ -149,7 +149,7 @@ class TrainingModule(pl.LightningModule):
         scale = agreement.size / max(tokens, 1)
         losses = []
         for index, micro in enumerate(batch):
-            torch.manual_seed(random_seed(self.seed, state.step, index, agreement.rank))
+            seed_device(self.device, random_seed(self.seed, state.step, index, agreement.rank))
             with self._gradients_shared(index == len(batch) - 1):
                 loss = self._losses(micro).loss
                 self.manual_backward(loss * scale)
@@ -277,6 +277,12 @@ def random_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     """Seed of the randomness of one micro-batch, such as dropout: the same in a resumed run."""
     drawn = np.random.SeedSequence([seed, step, micro_batch, rank]).generate_state(1, np.uint64)
     return int(drawn[0] >> np.uint64(1))
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the random numbers of one device; `torch.manual_seed` seeds all kinds of devices, in milliseconds."""
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    generator.manual_seed(seed)
 
 
 def _shard(scored: Scored, mesh: Any, bf16: bool) -> None:

@@ -14,6 +14,10 @@ _FREE = {
 }  # fmt: skip
 
 
+# Fields of a model's configuration that change neither its weights' shapes nor what they compute.
+_NOT_ARCHITECTURE = {"dropout", "activation_dropout", "attention_dropout", "max_position_embeddings", "chunk_size"}
+
+
 class TrainingRequest(Section):
     """One training: sections, and the folders that it reads and writes."""
 
@@ -53,6 +57,15 @@ def deciding_settings(seed: int, data: DataSection, model: Section, train: Train
     return {"seed": seed} | {
         f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
     }
+
+
+def model_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What makes weights of one model useless for another: `key: there -> here`, for keys that both name."""
+    return [
+        f"{key}: {there[key]} -> {here[key]}"
+        for key in sorted(there.keys() & here.keys() - _NOT_ARCHITECTURE)
+        if there[key] != here[key]
+    ]
 
 
 def source_of_weights(init_from: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from retlab.artifacts import sync_folder
 from retlab.errors import UserError
 from retlab.section import portable
 from retlab.training.checkpoints import CheckpointStore
+from retlab.training.request import model_differences
 
 TRAINED_FILES = (
     "checkpoints", "model", "metrics.csv", "tensorboard",
@@ -17,14 +18,14 @@ TRAINED_FILES = (
 
 
 def prepare_run_folder(
-    folder: Path, identity: dict[str, Any], architecture: dict[str, Any], force: bool, say: Callable[[str], None]
+    folder: Path, identity: dict[str, Any], model_config: dict[str, Any], force: bool, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """The checkpoint to continue from, or None to start anew; an earlier training of other settings is set aside.
 
     Args:
         folder: the run folder.
         identity: settings and inputs that decide this training's result.
-        architecture: the model's configuration.
+        model_config: architecture and fields of the model to train.
         force: start anew whatever is there.
         say: prints a line for people.
 
@@ -34,7 +35,7 @@ def prepare_run_folder(
     store = CheckpointStore(folder / "checkpoints")
     checkpoint = None if force else store.last()
     if checkpoint is not None:
-        differences = _differences(checkpoint["architecture"], architecture)
+        differences = model_differences(checkpoint["model_config"], model_config)
         if differences:
             raise UserError(
                 f"{portable(store.folder)} holds checkpoints of another model ({'; '.join(differences)});"
@@ -49,9 +50,9 @@ def prepare_run_folder(
     return None
 
 
-def refuse_other_model(checkpoint: dict[str, Any], architecture: dict[str, Any], path: Path) -> None:
+def refuse_other_model(checkpoint: dict[str, Any], model_config: dict[str, Any], path: Path) -> None:
     """Raise a UserError unless the checkpoint is of this model."""
-    differences = _differences(checkpoint["architecture"], architecture)
+    differences = model_differences(checkpoint["model_config"], model_config)
     if differences:
         raise UserError(f"{portable(path)} is a checkpoint of another model: {'; '.join(differences)}")
 

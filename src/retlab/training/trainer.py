@@ -144,7 +144,7 @@ def _train(
         flops_per_token(model.config, request.data.sequence_length),
         {
             "identity": request.identity,
-            "architecture": request.model,
+            "model_config": request.model,
             "threads": torch.get_num_threads(),
             "precision": "bf16" if hardware.bf16 else "float32",
         },
