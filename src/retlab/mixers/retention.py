@@ -52,7 +52,7 @@ def retention(
     state: RetentionState | None = None,
     segment_ids: torch.Tensor | None = None,
     form: str = "chunkwise",
-    chunk_size: int = 64,
+    chunk_size: int = 128,
 ) -> tuple[torch.Tensor, RetentionState]:
     """The retention of (positioned and scaled) queries, keys and values, and the state after the last token.
 
@@ -89,20 +89,19 @@ def _chunked(
     out = scores @ v
 
     # What every chunk adds to the memory at its end, after the memory that came in (the 0th, empty without state).
-    added = (k * _decays(powers, paths.write, k.dtype).unsqueeze(-1)).transpose(-1, -2) @ v
-    added = added.to(torch.float32)  # (B, H, N, dk, dv)
+    added = (k * _decays(powers, paths.write, k.dtype).unsqueeze(-1)).transpose(-1, -2) @ v  # (B, H, N, dk, dv)
     join = _decays(powers, paths.join, torch.float32)  # (b, H, N + 1, N + 1)
     if state is None:
         join = join[..., 1:]
     else:
-        added = torch.cat((state.memory.unsqueeze(2), added), dim=2)
-    memories = (join @ added.flatten(-2)).unflatten(-1, added.shape[-2:])  # (B, H, N + 1, dk, dv)
-
+        added = torch.cat((state.memory.unsqueeze(2), added.to(torch.float32)), dim=2)
     if state is not None or k.shape[2] > 1:
-        before = memories[:, :, :-1].to(v.dtype)
+        # The memory before every chunk, in the dtype in which it is read: in training this is the largest tensor.
+        before = join[..., :-1, :].to(v.dtype) @ added.flatten(-2).to(v.dtype)
+        before = before.unflatten(-1, added.shape[-2:])
         out = out + (q * _decays(powers, paths.read, q.dtype).unsqueeze(-1)) @ before
-    # A copy, or the state would keep the memories of all chunks alive.
-    return out.flatten(2, 3)[:, :, :tokens], RetentionState(memories[:, :, -1].clone())
+    last = (join[..., -1:, :] @ added.flatten(-2).to(torch.float32)).view(*q.shape[:2], *added.shape[-2:])
+    return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
 
 
 def _recurrent(
@@ -220,7 +219,7 @@ def _allow(exponents: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
 class Retention(Mixer):
     """The multi-scale retention block with its projections, rotary positions, per-head norm and gate (eq. 8).
 
-    `value_size` None is twice the hidden size. `chunk_size` only trades speed for memory. `torchscale_normalizer`
+    `value_size` None is twice the hidden size. `chunk_size` changes the speed alone. `torchscale_normalizer`
     reproduces TorchScale's parallel outputs, quadratic in the length and without a state.
     """
 
@@ -233,7 +232,7 @@ class Retention(Mixer):
         *,
         num_heads: int = 4,
         value_size: int | None = None,
-        chunk_size: int = 64,
+        chunk_size: int = 128,
         norm_eps: float = 1e-6,
         torchscale_normalizer: bool = False,
     ) -> None:

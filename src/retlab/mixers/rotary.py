@@ -1,5 +1,7 @@
 """Rotary positions: angles in float64, whatever the dtype of the model, rotations in float32."""
 
+import math
+
 import torch
 
 
@@ -9,8 +11,10 @@ def rotation(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.
     `positions` (batch, tokens) int64 and `frequencies` (pairs,) float64 give two (batch, tokens, 1, pairs) float32
     tensors. In float32 the angle itself would be off by 1e-3 at position 10,000; in bfloat16 by whole turns.
     """
-    angles = positions[..., None, None].to(torch.float64) * frequencies
-    return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+    turns = positions[..., None, None].to(torch.float64) * (frequencies / (2 * math.pi))
+    # Whole turns are taken off in float64, so that float32 does for the sine: many GPUs compute it faster by far.
+    angles = ((turns - turns.round()) * (2 * math.pi)).to(torch.float32)
+    return angles.cos(), angles.sin()
 
 
 def retnet_frequencies(width: int, device: torch.device) -> torch.Tensor:
