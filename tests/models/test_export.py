@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -219,14 +220,15 @@ def test_push_to_hub(exported: Path, bare_python: Path, tmp_path: Path) -> None:
 import sys
 from retlab import RetNetModelHF
 from transformers import AutoTokenizer
-from huggingface_hub import upload_folder, create_repo
-RetNetModelHF.from_pretrained(sys.argv[1]).push_to_hub("owner/retlab")
-AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("owner/retlab")
-create_repo("owner/folder")
-upload_folder(repo_id="owner/folder", folder_path=sys.argv[1])
+model = RetNetModelHF.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model.push_to_hub("owner/retlab")
+tokenizer.push_to_hub("owner/retlab")
+model.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="owner/saved")
+tokenizer.push_to_hub("owner/saved")
 """
     outside = f"""{CHECK}
-for name in ("owner/retlab", "owner/folder"):
+for name in ("owner/retlab", "owner/saved", "owner/folder"):
     model = check(name, sys.argv[1], trust_remote_code=True)
 model.push_to_hub("owner/outside")
 AutoTokenizer.from_pretrained(name, trust_remote_code=True).push_to_hub("owner/outside")
@@ -236,7 +238,12 @@ check("owner/outside", sys.argv[1], trust_remote_code=True)
         online = hub.environment(tmp_path / "home", HF_TOKEN=hub.token, HF_HUB_OFFLINE="0")
         online = {key: value for key, value in online.items() if key.startswith("HF_")}
         source = str(PROJECT_ROOT / "src")
-        run_python(sys.executable, from_retlab, exported / "retnet", cwd=tmp_path, PYTHONPATH=source, **online)
+        words = [exported / "retnet", tmp_path / "saved"]
+        run_python(sys.executable, from_retlab, *words, cwd=tmp_path, PYTHONPATH=source, **online)
+        card = (exported / "retnet" / "README.md").read_text(encoding="utf-8")
+        command = re.search(r"```bash\n(.*?)\n```", card)[1].replace("USER/NAME", "owner/folder").split()
+        command[0] = str(Path(sys.executable).with_name("hf"))
+        subprocess.run(command, cwd=exported / "retnet", env={**os.environ, **online}, check=True, capture_output=True)
         run_python(bare_python, outside, exported / "retnet.safetensors", cwd=tmp_path, **online)
     models = tmp_path / "repositories" / "models" / "owner"
     for file in (exported / "retnet").iterdir():

@@ -89,6 +89,12 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 prompt = tokenizer("The", return_tensors="pt")
 output = model.generate(**prompt, max_new_tokens=40, do_sample=True, top_p=0.9)
 print(tokenizer.decode(output[0]))
+```
+
+To share it as it is, this card included (`push_to_hub` of a loaded model uploads a card without content):
+
+```bash
+hf upload USER/NAME .
 ```"""
 
 
