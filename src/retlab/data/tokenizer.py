@@ -92,7 +92,13 @@ def import_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     Raises:
         UserError: it cannot be found or reached, is no fast tokenizer or has no end-of-text token.
     """
-    tokenizer = _load(name if not absolute(name).is_dir() else absolute(name), f"tokenizer.from_pretrained {name!r}")
+    is_folder = absolute(name).is_dir()
+    # Hub names are NAME or OWNER/NAME.
+    if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise UserError(f"tokenizer.from_pretrained {name!r}: there is no such folder; give one, or a hub name")
+    if is_folder and not (absolute(name) / "tokenizer.json").is_file():
+        raise UserError(f"tokenizer.from_pretrained {name!r} holds no tokenizer.json, the file of a fast tokenizer")
+    tokenizer = _load(absolute(name) if is_folder else name, f"tokenizer.from_pretrained {name!r}")
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer.from_pretrained {name!r} is no fast tokenizer (it has no tokenizer.json); choose one that is"
@@ -136,13 +142,27 @@ def _load(place: str | Path, shown: str) -> "PreTrainedTokenizerBase":
 
     try:
         return AutoTokenizer.from_pretrained(place)
-    # transformers raises whatever its parsers and the hub's client raise; the first line says what is wrong.
+    # transformers raises whatever its parsers and the hub's client raise, often wrapped.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{shown} cannot be loaded ({type(error).__name__}: {reason}); give a folder with a tokenizer or a"
-            " hub name that can be reached, and log in where it is gated"
-        ) from error
+        raise UserError(f"{shown} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    from huggingface_hub import errors
+
+    sentences = {
+        errors.GatedRepoError: "it is gated; ask for access on its page and log in with `hf auth login`",
+        errors.RepositoryNotFoundError: "there is no such repository, or it is private; correct the name or log in",
+        errors.LocalEntryNotFoundError: "it is not in the local cache and the hub cannot be reached (offline)",
+    }
+    cause: BaseException | None = error
+    while cause is not None:
+        for kind, sentence in sentences.items():
+            if isinstance(cause, kind):
+                return sentence
+        cause = cause.__cause__ or cause.__context__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('.')}; give a folder or hub name that holds a fast tokenizer"
 
 
 def _as_folder(core: Tokenizer, folder: Path) -> "PreTrainedTokenizerBase":

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import dask
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from retlab.artifacts import sha256_file
+from retlab.data.parallel import run_tasks
 from retlab.data.pieces import Piece, can_be_cut, encode_word, pieces
 from retlab.data.reading import parts_of, text_bytes, texts_of
 from retlab.data.settings import DataSection
@@ -56,9 +56,9 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     encoder = _Encoder(text_tokenizer(tokenizer), vocab_size)
     with progress(f"tokenise {texts_folder.name}", text_bytes(texts_folder), "byte") as bar:
         job = _Job(encoder, bar)
-        tasks = [dask.delayed(job.run, pure=False)(part, folder / part.name) for part in parts]
         try:
-            counts = np.array(dask.compute(*tasks, scheduler="threads", num_workers=threads))
+            calls = [(part, folder / part.name) for part in parts]
+            counts = np.array(run_tasks(job.run, calls, threads, lambda _: None))
         finally:
             # Where one part fails or a signal comes, the others need not be finished.
             job.stopped.set()
