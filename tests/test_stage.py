@@ -44,6 +44,14 @@ class Lab:
         out, err = process.communicate(timeout=60)
         return process.returncode, out + err
 
+    def wait_for(self, name: str) -> None:
+        while not (self.folder / name).exists():
+            time.sleep(0.02)
+
+    def next_line(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline()
+
     def manifest(self, output: str) -> dict[str, Any]:
         manifest = json.loads((self.folder / output / "manifest.json").read_text())
         assert isinstance(manifest, dict)
@@ -139,8 +147,7 @@ def test_killed_while_replacing_an_older_output(lab: Lab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_leave_with_75_and_without_remains(lab: Lab, number: signal.Signals) -> None:
     process = lab.start("a", fault="wait")
-    while not (lab.folder / "waiting").exists():
-        time.sleep(0.02)
+    lab.wait_for("waiting")
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 75
@@ -150,28 +157,28 @@ def test_signals_leave_with_75_and_without_remains(lab: Lab, number: signal.Sign
 
 
 def test_two_processes_for_one_output_work_once(lab: Lab) -> None:
-    first = lab.start("a", fault="wait", env={"COPY_SECONDS": "1.5"})
-    while not (lab.folder / "waiting").exists():
-        time.sleep(0.02)
-    code, text = lab.run("a")
-    assert code == 0
-    assert "waiting: another process is using" in text
-    assert "up to date" in text
-    assert first.wait(timeout=30) == 0
-    first.communicate()
+    first = lab.start("a", fault="wait")
+    lab.wait_for("waiting")
+    second = lab.start("a")
+    assert "waiting: another process is using" in lab.next_line(second)
+    (lab.folder / "release").touch()
+    out, _ = second.communicate(timeout=30)
+    assert (second.returncode, "up to date" in out) == (0, True)
+    assert "done in" in first.communicate(timeout=30)[0]
 
 
 def test_a_reader_holds_back_who_would_replace_its_input(lab: Lab) -> None:
     lab.run("a")
-    reader = lab.start("b", source="a", fault="wait", env={"COPY_SECONDS": "2"})
-    while not (lab.folder / "waiting").exists():
-        time.sleep(0.02)
+    reader = lab.start("b", source="a", fault="wait")
+    lab.wait_for("waiting")
     assert "waiting" not in lab.run("a")[1], "an up-to-date check does not wait for readers"
-    code, text = lab.run("a", "seed=9")
-    assert "waiting: another process is using" in text
-    assert reader.poll() is not None
-    reader.communicate()
+    writer = lab.start("a", "seed=9")
+    assert "waiting: another process is using" in lab.next_line(writer)
+    (lab.folder / "release").touch()
+    reader.communicate(timeout=30)
+    writer.communicate(timeout=30)
     assert (lab.folder / "b" / "a.txt").read_text() == "origin 0 0"
+    assert (lab.folder / "a" / "a.txt").read_text() == "origin 9"
 
 
 def test_an_ordinary_user_without_write_permission_gets_a_sentence(lab: Lab) -> None:

@@ -134,8 +134,12 @@ def fingerprint(folder: Path) -> str:
 
 
 def describe_outputs(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """Sizes and hashes of all files below a folder, and their modification times in nanoseconds."""
+    """Sizes and hashes of all files below a folder, and their modification times in nanoseconds.
+
+    Hidden files are a stage's notes to itself, which `publish_folder` removes.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    files = [file for file in files if not file.name.startswith(".")]
     outputs, times = {}, {}
     for file in files:
         name, status = str(file.relative_to(folder)), file.stat()
@@ -166,7 +170,9 @@ def damage(folder: Path, manifest: dict[str, Any], verify: bool) -> str | None:
 def publish_folder(partial: Path, target: Path) -> None:
     """Put a finished folder in its place. A kill in between is mended by `recover_folder`."""
     for file in partial.rglob("*"):
-        if file.is_file():
+        if file.name.startswith("."):
+            file.unlink()
+        elif file.is_file():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
     old = _old(target)

@@ -208,10 +208,10 @@ class Stage:
             with track_emissions(self.config.emissions, self.config.run_folder, self.label) as energy:
                 report = build(self._partial)
         except BaseException:
-            if not self.resumable:
+            begun = self.resumable and any(not file.name.startswith(".") for file in self._partial.iterdir())
+            if not begun:
                 shutil.rmtree(self._partial, ignore_errors=True)
             raise
-        (self._partial / ".claim.json").unlink(missing_ok=True)
         outputs, times = artifacts.describe_outputs(self._partial)
         volatile_outputs = {name: outputs.pop(name) for name in self.volatile_files if name in outputs}
         manifest = {

@@ -61,7 +61,7 @@ def test_folder_of_all_formats(mixed: tuple[Path, list[str]], raw: Path) -> None
     source, expected = mixed
     report = download(section(source), raw)
     assert texts(raw) == expected
-    assert [file.name for file in raw.iterdir()] == ["part-00000.parquet"]
+    assert [file.name for file in raw.iterdir() if not file.name.startswith(".")] == ["part-00000.parquet"]
     assert report == {
         "source_files": 4,
         "documents": 10,

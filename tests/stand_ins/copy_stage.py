@@ -23,7 +23,8 @@ def build(folder: Path, source: Path | None, seed: int) -> dict[str, int]:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "wait":
         (folder.parent / "waiting").touch()
-        time.sleep(float(os.environ.get("COPY_SECONDS", "60")))
+        while not (folder.parent / "release").exists():
+            time.sleep(0.02)
     if fault == "disk":
         (folder / "big").write_bytes(bytes(4_000_000))
     (folder / "b.txt").write_text("end")

@@ -199,13 +199,15 @@ class _Download:
         }
 
     def remove_traces(self) -> None:
-        """Leave nothing but the parts: no state, no fetched files, no part of an earlier attempt beyond the last."""
+        """Leave the parts and the state alone: no fetched files, no part of an earlier attempt beyond the last.
+
+        The state stays until the folder is published, so that a kill before then does not cost the work again.
+        """
         shutil.rmtree(self._fetched, ignore_errors=True)
         kept = {part_name(number) for number in range(self._state.parts)}
         for file in self._folder.glob("part-*.parquet"):
             if file.name not in kept:
                 file.unlink()
-        (self._folder / _STATE).unlink()
 
 
 def _data_set(file: SourceFile) -> str:
