@@ -27,7 +27,7 @@ def _logits_and_gradients(model, **inputs):
     return {"logits": logits * real, **{name: p.grad.clone() for name, p in model.named_parameters()}}
 
 
-@pytest.mark.parametrize("tokens", [50, 1000])
+@pytest.mark.parametrize("tokens", [50, 600])
 @pytest.mark.parametrize("case", ["plain", "left", "right", "documents"])
 def test_the_forms_of_the_default_retnet_agree(tokens, case):
     """Logits and the gradient of every weight, at default settings, to 1e-5."""

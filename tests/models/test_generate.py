@@ -24,7 +24,7 @@ def model(request):
 
 def _generate(model, ids, mask, **settings):
     torch.manual_seed(5)
-    return model.generate(ids, attention_mask=mask, max_new_tokens=24, **settings)
+    return model.generate(ids, attention_mask=mask, max_new_tokens=14, **settings)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,7 +48,7 @@ def test_a_padded_batch_writes_what_its_rows_write_alone(model, way):
 def test_tokens_are_those_of_the_largest_logits(model):
     ids = small_ids(2, 10)
     written = _generate(model, ids, None, do_sample=False, eos_token_id=None)
-    for _ in range(24):
+    for _ in range(14):
         ids = torch.cat((ids, model(ids).logits[:, -1:].argmax(-1)), 1)
     assert torch.equal(written, ids)
 
@@ -68,7 +68,7 @@ def test_from_embeddings(model):
     written = _generate(model, ids, None, do_sample=False)
     assert torch.equal(_generate(model, ids, None, do_sample=False, inputs_embeds=embeddings), written)
     torch.manual_seed(5)
-    alone = model.generate(inputs_embeds=embeddings, max_new_tokens=24, do_sample=False)
+    alone = model.generate(inputs_embeds=embeddings, max_new_tokens=14, do_sample=False)
     assert torch.equal(alone, written[:, 10:])
 
 
