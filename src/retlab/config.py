@@ -32,7 +32,7 @@ class ExperimentConfig(Section):
     "Text, splits and batches."
     tokenizer: TokenizerSection = TokenizerSection()
     "Tokenizer."
-    model: ModelSection = RetNetSection()
+    model: ModelSection = RetNetSection.model_validate({})
     "Model."
     train: TrainSection = TrainSection()
     "Training."

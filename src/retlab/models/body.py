@@ -4,12 +4,12 @@ Nothing here knows which mixers it holds: it passes them hidden states, position
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..mixers import MIXERS, Mixer
 from ..mixers.base import MixerState
@@ -39,14 +39,26 @@ def build_mixer(hidden_size: int, settings: dict[str, Any]) -> Mixer:
     return MIXERS[name](hidden_size, **settings)
 
 
-class Block(GradientCheckpointingLayer):
-    """One residual block, pre-norm."""
+class Block(nn.Module):
+    """One residual block, pre-norm.
+
+    `gradient_checkpointing` and the function beside it are what transformers sets to recompute activations; its own
+    base class for that would make counting parameters import the whole of transformers.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
 
     def __init__(self, hidden_size: int, settings: dict[str, Any], norm_eps: float, dropout: float) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
         self.mixer = build_mixer(hidden_size, settings)
         self.dropout = dropout
+
+    def __call__(self, *inputs: Any) -> tuple[torch.Tensor, MixerState]:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(super().__call__, *inputs)
+        return super().__call__(*inputs)
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """The `model` section of the YAML file, generated from the same fields as the Hugging Face configurations."""
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
@@ -19,6 +19,11 @@ class ModelSettings(Section):
 
     fields_class: ClassVar[type[ModelFields]]
     architecture: str
+    if TYPE_CHECKING:
+        # Made by `_section` for every architecture.
+        vocab_size: int | None
+        max_position_embeddings: int
+        match_parameters_of: str | None
 
     def model_fields_as_dict(self) -> dict[str, Any]:
         """The fields that the model's own configuration takes; a vocab_size of None is left out."""
@@ -72,8 +77,8 @@ RetNetSection = _section("RetNetSection", "retnet", "A RetNet.")
 TransformerSection = _section("TransformerSection", "transformer", "A Transformer.")
 HybridSection = _section("HybridSection", "hybrid", "A model of any blocks.")
 
-ModelSection = Annotated[
-    RetNetSection | TransformerSection | HybridSection,  # type: ignore[valid-type]
-    Field(discriminator="architecture"),
-]
+if TYPE_CHECKING:
+    ModelSection = ModelSettings
+else:
+    ModelSection = Annotated[RetNetSection | TransformerSection | HybridSection, Field(discriminator="architecture")]
 """The `model` section: one of the three, told apart by `architecture`."""
