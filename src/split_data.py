@@ -1,6 +1,6 @@
 """Stage 2, raw documents into train, validation and test, by each document's text and `data.split_seed` alone.
 
-    python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
+python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
 """
 
 from pathlib import Path

@@ -172,7 +172,7 @@ def test_unusable_tokenizers_are_refused(splits: Path, tmp_path: Path, monkeypat
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path / "endless")
     with pytest.raises(UserError, match="no end-of-text token"):
         make_tokenizer(TokenizerSection(from_pretrained=str(tmp_path / "endless")), splits, tmp_path / "out")
-    with pytest.raises(UserError, match=r"nobody/no-such-tokenizer' cannot be loaded .*offline") as error:
+    with pytest.raises(UserError, match=r"nobody/no-such-tokenizer' cannot be loaded: .*offline") as error:
         make_tokenizer(TokenizerSection(from_pretrained="nobody/no-such-tokenizer"), splits, tmp_path / "out")
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="no such folder"):

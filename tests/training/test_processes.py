@@ -37,7 +37,7 @@ def test_two_processes_train_as_one(splits, strategy, packing):
 
 def test_two_processes_stopped_and_killed_resume_to_the_same_bits(splits):
     """The helper must end with the process that started it, however that ends."""
-    pair = {"devices": 2, "micro_batch_size": 1, "max_steps": 150}
+    pair = {"devices": 2, "micro_batch_size": 1, "max_steps": 60}
     reference = make_request(splits, "pair", DROPOUT, **pair)
     run(reference)
     request = make_request(splits, "pair-stopped", DROPOUT, **pair)
@@ -53,7 +53,7 @@ def test_two_processes_stopped_and_killed_resume_to_the_same_bits(splits):
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], env=environment)
-    while process.poll() is None and store.steps()[-1] < stopped_at + 20:
+    while process.poll() is None and store.steps()[-1] < stopped_at + 10:
         time.sleep(0.01)
     helpers = psutil.Process(process.pid).children()
     assert len(helpers) == 1

@@ -48,15 +48,15 @@ def wait_for_step(config: Path, process, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder) -> Path:
-    code, output = finish(make_config(folder, "undisturbed", max_steps=400))
+    code, output = finish(make_config(folder, "undisturbed", max_steps=200))
     assert code == EXIT_OK, output
     return folder / "runs" / "undisturbed"
 
 
 def test_kill_9_at_random_moments_changes_no_bit(folder, undisturbed):
-    config = make_config(folder, "killed", max_steps=400)
+    config = make_config(folder, "killed", max_steps=200)
     moments = random.Random(5)
-    for step in (1, 150):
+    for step in (1, 80):
         process = start(config)
         wait_for_step(config, process, step)
         time.sleep(moments.uniform(0, 0.3))
@@ -70,8 +70,8 @@ def test_kill_9_at_random_moments_changes_no_bit(folder, undisturbed):
 
 
 def test_signals_save_and_leave_with_their_own_code(folder, undisturbed):
-    config = make_config(folder, "signalled", max_steps=400)
-    for step, number in [(20, signal.SIGTERM), (120, signal.SIGUSR1), (220, signal.SIGINT)]:
+    config = make_config(folder, "signalled", max_steps=200)
+    for step, number in [(10, signal.SIGTERM), (60, signal.SIGUSR1), (110, signal.SIGINT)]:
         process = start(config)
         wait_for_step(config, process, step)
         process.send_signal(number)
@@ -85,7 +85,7 @@ def test_signals_save_and_leave_with_their_own_code(folder, undisturbed):
 
 
 def test_checkpoints_are_exported_and_other_models_refused(folder, undisturbed):
-    config = make_config(folder, "undisturbed", max_steps=400)
+    config = make_config(folder, "undisturbed", max_steps=200)
     last = CheckpointStore(undisturbed / "checkpoints").last()
     assert last is not None
     code, output = finish(config, "--export", "last", str(folder / "exported"))
@@ -94,7 +94,7 @@ def test_checkpoints_are_exported_and_other_models_refused(folder, undisturbed):
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, last["model"][name]), name
     before = sha256_file(undisturbed / "model" / "model.safetensors"), metrics(undisturbed)
-    other = make_config(folder, "undisturbed", {"architecture": "transformer"}, max_steps=400)
+    other = make_config(folder, "undisturbed", {"architecture": "transformer"}, max_steps=200)
     other.write_text(other.read_text().replace("  value_size: 32\n", ""))
     for arguments in ([], ["--export", "last", str(folder / "other")]):
         code, output = finish(other, *arguments)

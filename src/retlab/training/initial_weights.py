@@ -11,6 +11,7 @@ from retlab.models.causal_lm import CausalLM
 from retlab.section import absolute
 from retlab.training.request import model_differences
 
+
 def load_initial_weights(model: CausalLM, source: str) -> None:
     """Copy the weights of a model folder or hub model into a new model.
 
