@@ -105,7 +105,7 @@ def encode_word(tokenizer: Tokenizer, word: str, size: int = PIECE) -> "array[in
         if start + size >= len(spelled):
             ids.extend(token.id for token in tokens)
             return ids
-        kept = tokens[: max(1, len(tokens) - given_up)]
+        kept = tokens[: len(tokens) - min(given_up, len(tokens) // 4)]
         ids.extend(token.id for token in kept)
         widths.extend(len(token.value) for token in kept)
         start += sum(widths[-len(kept) :])
