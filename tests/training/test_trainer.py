@@ -68,7 +68,7 @@ def test_a_training_learns_logs_and_reports(splits):
     assert report["parameters"] == sum(parameter.numel() for parameter in new_model(request).parameters())
 
 
-@pytest.mark.parametrize("calls", range(1, 20, 3))
+@pytest.mark.parametrize("calls", [1, 2, 6, 11, 16, 22])
 def test_a_stop_at_any_moment_resumes_to_the_same_bits(splits, calls):
     """The n-th question whether to stop is answered yes: between steps, before and inside validations."""
     reference = make_request(splits, "reference", DROPOUT, max_steps=14)

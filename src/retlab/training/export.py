@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from retlab.artifacts import read_manifest
@@ -66,6 +67,11 @@ def _export(request: TrainingRequest, path: Path, folder: Path) -> None:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    except SafetensorError as error:
+        raise UserError(
+            f"the model could not be written to {portable(folder)} ({error}); its checkpoint is kept: mend that,"
+            " such as by freeing disk space, and run the same command again"
+        ) from error
     finally:
         logging.enable_progress_bar()
 

@@ -26,8 +26,9 @@ def main() -> int:
 
     try:
         train(request, say=lambda _line: None, stop_requested=stop.is_set)
-    except UserError:
-        # The first process says it.
+    except UserError as error:
+        # The first process has found the same, or reads it here.
+        print(error, flush=True)
         return EXIT_USER_ERROR
     except Interrupted:
         return EXIT_INTERRUPTED

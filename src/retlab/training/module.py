@@ -119,8 +119,9 @@ class TrainingModule(pl.LightningModule):
         self.bf16, self.uses_segments = bf16, uses_segments
         self.agreement = Agreement()
         self.state = TrainingState()
-        # In a list, so that the compiled form is not registered as a second copy of the model.
-        self._forward = [torch.compile(self.scored, dynamic=False) if compiled else self.scored]
+        self.compiled = compiled
+        # In a list, so that a compiled form is not registered as a second copy of the model.
+        self._forward: list[Callable[[Mapping[str, Tensor]], SummedLoss]] = [self.scored]
         self._unread: list[_Unread] = []
 
     @property
@@ -129,10 +130,16 @@ class TrainingModule(pl.LightningModule):
         return self.scored.model
 
     def configure_model(self) -> None:
-        """Shard the parameters over the processes under FSDP; called once the processes know each other."""
+        """Compile, and shard under FSDP; called once the processes know each other."""
         if self.train_section.strategy == "fsdp" and self.trainer.world_size > 1:
             assert self.device_mesh is not None
+            if self.compiled:
+                # Gathering the shards of a block is no part of a graph, so every block is one.
+                for block in self.model.body.blocks:
+                    block.compile(dynamic=False)
             _shard(self.scored, self.device_mesh["data_parallel"], self.bf16)
+        elif self.compiled:
+            self._forward = [torch.compile(self.scored, dynamic=False)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.train_section)

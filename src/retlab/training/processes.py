@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from retlab.errors import EXIT_USER_ERROR, UserError
 
 PATIENCE_SECONDS = 30.0
 """How long the first process may go on after another one failed, before it is ended."""
@@ -71,12 +72,20 @@ def helper_processes(count: int, request: str) -> Iterator[None]:
     shared["GLOO_SOCKET_IFNAME"] = "lo"
     before = {key: os.environ.get(key) for key in (*shared, "LOCAL_RANK")}
     helpers = [_start({**os.environ, **shared, "LOCAL_RANK": str(rank)}, request) for rank in range(1, count + 1)]
-    finished = threading.Event()
-    for helper in helpers:
-        threading.Thread(target=_watch, args=(helper, finished), daemon=True).start()
+    finished, sentences = threading.Event(), list[str]()
+    watchers = [threading.Thread(target=_watch, args=(helper, finished, sentences), daemon=True) for helper in helpers]
+    for watcher in watchers:
+        watcher.start()
     os.environ.update(shared, LOCAL_RANK="0")
     try:
         yield
+    except RuntimeError as error:
+        # What broke the connection may be something that the helper can say.
+        for watcher in watchers:
+            watcher.join(timeout=5)
+        if sentences:
+            raise UserError(sentences[0]) from error
+        raise
     finally:
         finished.set()
         for helper in helpers:
@@ -93,20 +102,24 @@ def _start(environment: dict[str, str], request: str) -> "subprocess.Popen[str]"
     source = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
     helper = subprocess.Popen(
-        [sys.executable, "-m", "retlab.training.helper"], env=environment, stdin=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "retlab.training.helper"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert helper.stdin is not None
     helper.stdin.write(request + "\n")
     helper.stdin.flush()
     return helper
 
 
-def _watch(helper: "subprocess.Popen[str]", finished: threading.Event) -> None:
-    """End this process if a helper fails while it still waits for it: it may hang in a collective call forever."""
-    code = helper.wait()
+def _watch(helper: "subprocess.Popen[str]", finished: threading.Event, sentences: list[str]) -> None:
+    """Wait for a helper, and end this process if it failed: this one may hang in a collective call forever."""
+    assert helper.stdout is not None
+    sentence, code = helper.stdout.read().strip(), helper.wait()
+    if code == EXIT_USER_ERROR:
+        sentences.append(sentence)
     if code != 0 and not finished.wait(PATIENCE_SECONDS):
-        print(f"error: a helper process of the training ended with code {code}; see above", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+        print(f"error: {sentence or f'a process of the training ended with code {code}'}", file=sys.stderr, flush=True)
+        os._exit(EXIT_USER_ERROR if sentence else 1)
 
 
 def _free_port() -> int:

@@ -271,13 +271,13 @@ def _loggers(request: TrainingRequest, loop: TrainingLoop) -> list[Logger]:
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's tips and warnings about a trainer that it does not know is used on purpose."""
+    """Hide Lightning's tips, and what it and torch warn of that is on purpose here or not for users."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for name in ("pytorch_lightning", "lightning_fabric"):
+        for name in ("pytorch_lightning", "lightning_fabric", "torch"):
             warnings.filterwarnings("ignore", module=name)
         try:
             yield
