@@ -18,6 +18,7 @@ from retlab.data.pieces import can_be_cut, encode_word, pieces
 from retlab.data.settings import DataSection, TokenizerSection
 from retlab.data.tokenizer import load_tokenizer, make_tokenizer
 from retlab.data.tokens import tokenise
+from retlab.data.word_memo import WordMemo
 from retlab.errors import UserError
 
 WORDS = [
@@ -85,6 +86,19 @@ def test_pieces_give_the_tokens_of_the_whole(core: Tokenizer, text: str, size: i
     assert in_pieces(core, text, size) == core.encode(text).ids
 
 
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.lists(st.sampled_from(WORDS), max_size=150).map("".join)
+    | st.text(st.characters(max_codepoint=127), max_size=200)
+    | st.text(st.sampled_from(" \t\n\x0b\x0c\r\x1c\x85'aZ09_!é中²\u0301\u2003"), max_size=60)
+    | st.text(st.characters(codec="utf-8"), max_size=200)
+)
+def test_words_looked_up_give_the_tokens_of_the_whole(core: Tokenizer, text: str) -> None:
+    memo = WordMemo(core, np.uint16)
+    for _ in range(2):
+        assert memo.encode(text).tolist() == core.encode(text).ids
+
+
 @pytest.mark.parametrize("unit", ["a", "ab", "abc", "中", " ", "!", "7", "\n", "é\u0301"])
 def test_a_word_without_end_gives_the_tokens_of_the_whole(core: Tokenizer, unit: str) -> None:
     text = unit * 5000
@@ -129,9 +143,12 @@ def read_shards(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(part) for part in sorted(folder.glob("part-*.parquet"))])
 
 
+@pytest.mark.parametrize("few_cores", [0, 1000])
 def test_shards_hold_each_document(
-    splits: Path, core: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    splits: Path, core: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_cores: int
 ) -> None:
+    # Both ways of encoding, whatever machine this is.
+    monkeypatch.setattr(tokens, "FEW_CORES", few_cores)
     # Small enough that documents are cut, spread over lots and over row groups.
     monkeypatch.setattr(tokens, "LOT_CHARACTERS", 100)
     monkeypatch.setattr(tokens, "ROW_GROUP_TOKENS", 200)

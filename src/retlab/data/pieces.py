@@ -30,7 +30,8 @@ _WORD = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+"
     r"|(?P<space>\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+)"
 )
-_CUT = re.compile(r"[!-~\w](?=[ \n])")
+CUT = re.compile(r"(?<=[!-~\w])(?=[ \n])")
+"""Matches nothing, at the places of rule 1."""
 
 
 class Piece(NamedTuple):
@@ -62,7 +63,7 @@ def pieces(text: str, size: int = PIECE) -> Iterator[Piece]:
     """Cut a document where cutting changes no token; most documents are one piece."""
     start = 0
     while len(text) - start > 2 * size:
-        cut = _CUT.search(text, start + size, start + 2 * size)
+        cut = CUT.search(text, start + size, start + 2 * size)
         if cut is not None:
             end, is_word = cut.end(), False
         else:
