@@ -49,13 +49,16 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         handles_signals=True,
     )
 
+    config_file = config.run_folder / "config.yaml"
+    earlier = config_file.read_text(encoding="utf-8") if config_file.is_file() else None
+
     def build(folder: Path) -> dict[str, Any]:
         from retlab.training.export import export_best
         from retlab.training.trainer import train
 
         names = ("train shards", "validation shards", "tokenizer")
         inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
-        request = make_request(config, settings_of(config) | inputs, start_anew=command.force)
+        request = make_request(config, settings_of(config) | inputs, command.force, earlier)
         result = train(request, say=stage.say, stop_requested=stage.stop_requested)
         stage.volatile.update(result.speed())
         export_best(request, result, folder)
@@ -70,24 +73,27 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
     return settings | {"model.vocab_size": vocabulary_size(config)}
 
 
-def make_request(config: ExperimentConfig, identity: dict[str, Any], start_anew: bool) -> TrainingRequest:
+def make_request(
+    config: ExperimentConfig, identity: dict[str, Any], start_anew: bool = False, earlier_config: str | None = None
+) -> TrainingRequest:
     """The training of this configuration; the shards must be those of its tokenizer."""
     from retlab.training.inputs import request_for
 
     vocabulary = vocabulary_size(config)
     assert vocabulary is not None
     assert config.tokenizer.folder is not None
-    return request_for(
+    request = request_for(
         config.seed, config.data, config.model, config.train, config.tokenizer.folder, config.run_folder,
-        vocab_size=vocabulary, identity=identity, start_anew=start_anew,
+        vocab_size=vocabulary, identity=identity,
     )  # fmt: skip
+    return request.model_copy(update={"start_anew": start_anew, "earlier_config": earlier_config})
 
 
 def export(config: ExperimentConfig, checkpoint: str, folder: str) -> None:
     """Write one checkpoint as a model folder."""
     from retlab.training.export import export_checkpoint
 
-    request = make_request(config, {}, start_anew=False)
+    request = make_request(config, {})
     written = export_checkpoint(request, checkpoint, absolute(folder))
     print(f"[train_model] exported {portable(written)} to {portable(absolute(folder))}")
 

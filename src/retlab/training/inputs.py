@@ -23,7 +23,6 @@ def request_for(
     *,
     vocab_size: int,
     identity: dict[str, Any],
-    start_anew: bool,
 ) -> TrainingRequest:
     """The training of these sections.
 
@@ -53,6 +52,5 @@ def request_for(
         validation_shards=data.shards_folder("validation"),
         tokenizer_folder=tokenizer_folder,
         run_folder=run_folder,
-        start_anew=start_anew,
         identity=identity,
     )

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retlab.artifacts import sync_folder
+from retlab.artifacts import sync_folder, write_atomic
 from retlab.errors import UserError
 from retlab.section import portable
 from retlab.training.checkpoints import CheckpointStore
-from retlab.training.request import model_differences
+from retlab.training.request import TrainingRequest, model_differences
 
 TRAINED_FILES = (
     "checkpoints", "model", "metrics.csv", "tensorboard",
@@ -18,35 +18,35 @@ TRAINED_FILES = (
 
 
 def prepare_run_folder(
-    folder: Path, identity: dict[str, Any], model_config: dict[str, Any], force: bool, say: Callable[[str], None]
+    request: TrainingRequest, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """The checkpoint to continue from, or None to start anew; an earlier training of other settings is set aside.
 
     Args:
-        folder: the run folder.
-        identity: settings and inputs that decide this training's result.
-        model_config: architecture and fields of the model to train.
-        force: start anew whatever is there.
+        request: the training that is about to start.
         say: prints a line for people.
 
     Raises:
-        UserError: the last checkpoint is not readable, or is of another model and `force` is not set.
+        UserError: the last checkpoint is not readable, or is of another model without `start_anew`.
     """
+    folder = request.run_folder
     store = CheckpointStore(folder / "checkpoints")
-    checkpoint = None if force else store.last()
+    checkpoint = None if request.start_anew else store.last()
     if checkpoint is not None:
-        differences = model_differences(checkpoint["model_config"], model_config)
+        differences = model_differences(checkpoint["model_config"], request.model)
         if differences:
+            if request.earlier_config is not None:
+                write_atomic(folder / "config.yaml", request.earlier_config)
             raise UserError(
                 f"{portable(store.folder)} holds checkpoints of another model ({'; '.join(differences)});"
                 " choose another name for this experiment, or set them aside and start anew with --force"
             )
-        differences = _differences(checkpoint["identity"], identity)
+        differences = _differences(checkpoint["identity"], request.identity)
         if not differences:
             store.prune(checkpoint["best"])
             return checkpoint
         say(f"the run folder holds a training with other settings: {'; '.join(differences)}")
-    _set_aside(folder, say)
+    _set_aside(folder, request.earlier_config, say)
     return None
 
 
@@ -57,7 +57,7 @@ def refuse_other_model(checkpoint: dict[str, Any], model_config: dict[str, Any],
         raise UserError(f"{portable(path)} is a checkpoint of another model: {'; '.join(differences)}")
 
 
-def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
+def _set_aside(folder: Path, config: str | None, say: Callable[[str], None]) -> None:
     """Move an earlier training to the first free of <folder>.1, <folder>.2, ..."""
     present = [name for name in TRAINED_FILES if (folder / name).exists()]
     if not present:
@@ -69,6 +69,8 @@ def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
     aside.mkdir()
     for name in present:
         (folder / name).rename(aside / name)
+    if config is not None:
+        write_atomic(aside / "config.yaml", config)
     sync_folder(aside)
     sync_folder(folder)
     say(f"the earlier training was set aside: {portable(aside)}")

@@ -87,7 +87,7 @@ def train(
     if is_helper():
         return _train(request, hardware, CheckpointStore(_checkpoints(request)).last(), say, stop_requested)
     model_config(request)
-    checkpoint = prepare_run_folder(request.run_folder, request.identity, request.model, request.start_anew, say)
+    checkpoint = prepare_run_folder(request, say)
     with helper_processes(section.devices - 1, request.model_dump_json()):
         return _train(request, hardware, checkpoint, say, stop_requested)
 
