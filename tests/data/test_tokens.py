@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.text_files import write_split
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from retlab.artifacts import sha256_file
 from retlab.data import tokens
-from retlab.data.pieces import can_be_cut, encode_word, pieces
+from retlab.data.pieces import can_be_cut, encode_word, pieces, tried_pieces
 from retlab.data.settings import DataSection, TokenizerSection
 from retlab.data.tokenizer import load_tokenizer, make_tokenizer
 from retlab.data.tokens import tokenise
@@ -137,6 +137,34 @@ def test_only_tokenizers_whose_words_are_known_are_cut(core: Tokenizer) -> None:
         other = Tokenizer.from_str(core.to_str())
         change(other)
         assert not can_be_cut(other)
+
+
+def test_other_tokenizers_are_cut_where_it_changes_nothing(core: Tokenizer) -> None:
+    text = "".join(sample_texts(200, seed=3))
+    split_apart = Tokenizer.from_str(core.to_str())
+    lines = pre_tokenizers.Split(
+        Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated"
+    )
+    split_apart.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    in_one = Tokenizer.from_str(core.to_str())
+    in_one.normalizer = normalizers.Prepend("a")
+    found = {}
+    for name, tokenizer in (("split", split_apart), ("prefix", in_one)):
+        cut = list(tried_pieces(tokenizer, text, 50))
+        assert [number for piece in cut for number in tokenizer.encode(piece.text).ids] == tokenizer.encode(text).ids
+        found[name] = len(cut)
+    assert found["split"] > 50
+    # A letter is put before every text that this one gets: nowhere can it be cut.
+    assert found["prefix"] == 1
+
+
+def test_a_document_that_cannot_be_cut_is_refused(
+    splits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "LONGEST_WHOLE", 50)
+    monkeypatch.setattr(tokens, "can_be_cut", lambda _: False)
+    with pytest.raises(UserError, match="cannot be cut for this tokenizer"):
+        tokenise(DataSection(), splits / "train", splits / "tokenizer", tmp_path)
 
 
 def read_shards(folder: Path) -> pa.Table:

@@ -10,12 +10,15 @@ back and one character of look ahead, and BPE merges inside words only. So the t
 A single word longer than a piece (a megabyte of letters) is encoded by `encode_word`, on the property of BPE that a
 sequence of tokens is the encoding of its text exactly if every two neighbours in it are the encoding of theirs (van
 Antwerpen and Neubeck, "So many tokens, so little time", 2024).
+
+For other tokenizers no rule is known. They are tried on the text around a cut: where nothing changes, the cut is made.
 """
 
 import json
 import re
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import regex
@@ -23,6 +26,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 PIECE = 2**16
 """Characters after which a document is cut at the next place that allows it."""
+
+MOST_TRIALS = 64
+TRIAL_CONTEXT = 512
+"""Characters before and behind a cut that are looked at."""
 
 # The expression of GPT-2 (Radford et al., 2019), as the byte-level pre-tokeniser of `tokenizers` has it.
 # White space by its Unicode property, as there: Python's own notion has four control characters more.
@@ -84,6 +91,27 @@ def _end_of_words(text: str, start: int, size: int) -> tuple[int, bool]:
         if word["space"] is None:
             end = word.end()
     return (end, False) if end > start else (first, True)
+
+
+def tried_pieces(tokenizer: Tokenizer, text: str, size: int = PIECE) -> Iterator[Piece]:
+    """Cut a document for any tokenizer, where the text around each cut has the same tokens with the cut and without."""
+    start = 0
+    while len(text) - start > 2 * size:
+        candidates = islice((cut.end() for cut in CUT.finditer(text, start + size)), MOST_TRIALS)
+        end = next((cut for cut in candidates if _changes_nothing(tokenizer, text, cut)), None)
+        if end is None:
+            break
+        yield Piece(text[start:end], False)
+        start = end
+    yield Piece(text[start:], False)
+
+
+def _changes_nothing(tokenizer: Tokenizer, text: str, cut: int) -> bool:
+    parts = [text[max(0, cut - TRIAL_CONTEXT) : cut], text[cut : cut + TRIAL_CONTEXT]]
+    left, right, joint = (
+        encoding.ids for encoding in tokenizer.encode_batch_fast([*parts, "".join(parts)], add_special_tokens=False)
+    )
+    return left + right == joint
 
 
 def encode_word(tokenizer: Tokenizer, word: str, size: int = PIECE) -> "array[int]":

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from retlab.artifacts import sha256_file
 from retlab.data.parallel import run_tasks
-from retlab.data.pieces import Piece, can_be_cut, encode_word, pieces
+from retlab.data.pieces import Piece, can_be_cut, encode_word, pieces, tried_pieces
 from retlab.data.reading import parts_of, text_bytes, texts_of
 from retlab.data.settings import DataSection
 from retlab.data.shards import shard_schema
@@ -26,6 +26,8 @@ from retlab.progress import Progress, progress
 
 ROW_GROUP_TOKENS = 2**20
 ROW_GROUP_DOCUMENTS = 4096
+LONGEST_WHOLE = 2**23
+"""Characters that are encoded at once at most, which takes about 150 bytes for each."""
 LOT_CHARACTERS = 2**20
 """Text that the tokenizer gets at once, to spread over its own threads."""
 MOST_THREADS = 4
@@ -101,7 +103,12 @@ class _Encoder:
         """Each document's pieces, and whether a piece is its last."""
         for text in texts:
             last = Piece("", False)
-            for number, piece in enumerate(pieces(text) if self.can_be_cut else [Piece(text, False)]):
+            for number, piece in enumerate(pieces(text) if self.can_be_cut else tried_pieces(self.tokenizer, text)):
+                if len(piece.text) > LONGEST_WHOLE and not piece.is_word:
+                    raise UserError(
+                        f"a document of {len(text):,} characters cannot be cut for this tokenizer without other tokens,"
+                        f" and more than {LONGEST_WHOLE:,} at once take too much memory; split or drop that document"
+                    )
                 if number:
                     yield last, False
                 last = piece
