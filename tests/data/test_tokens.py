@@ -147,7 +147,7 @@ def test_other_tokenizers_are_cut_where_it_changes_nothing(core: Tokenizer) -> N
     )
     split_apart.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(False, use_regex=False)])
     in_one = Tokenizer.from_str(core.to_str())
-    in_one.normalizer = normalizers.Prepend("a")
+    in_one.normalizer, in_one.encode_special_tokens = normalizers.Prepend("a"), True
     found = {}
     for name, tokenizer in (("split", split_apart), ("prefix", in_one)):
         cut = list(tried_pieces(tokenizer, text, 50))
