@@ -57,7 +57,7 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     parts = parts_of(texts_folder)
     if not parts:
         raise UserError(f"{texts_folder} holds no documents; get more text and split it again")
-    threads = section.dask_workers or min(MOST_THREADS, os.cpu_count() or 1)
+    threads = section.dask_workers or min(MOST_THREADS, _cores())
     encoder = _Encoder(text_tokenizer(tokenizer), vocab_size)
     with progress(f"tokenise {texts_folder.name}", text_bytes(texts_folder), "byte") as bar:
         job = _Job(encoder, bar)
@@ -79,6 +79,10 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     }
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 class _Encoder:
     """Text to ids, documents in pieces where the tokenizer allows it."""
 
@@ -86,27 +90,27 @@ class _Encoder:
         self.tokenizer, self.can_be_cut = tokenizer, can_be_cut(tokenizer)
         self.schema = shard_schema(vocab_size)
         self.dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-        use_memo = self.can_be_cut and len(os.sched_getaffinity(0)) <= FEW_CORES
+        use_memo = self.can_be_cut and _cores() <= FEW_CORES
         self.memo = WordMemo(tokenizer, self.dtype) if use_memo else None
 
-    def documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Ids of each document, in order."""
+    def documents(self, texts: Iterable[str], source: Path) -> Iterator[np.ndarray]:
+        """Ids of each document of a file, in order."""
         parts: list[np.ndarray] = []
-        for lot in _lots(self._pieces(texts)):
+        for lot in _lots(self._pieces(texts, source)):
             for ids, ends in zip(self._encode([piece for piece, _ in lot]), [ends for _, ends in lot], strict=True):
                 parts.append(ids)
                 if ends:
                     yield parts[0] if len(parts) == 1 else np.concatenate(parts)
                     parts = []
 
-    def _pieces(self, texts: Iterable[str]) -> Iterator[tuple[Piece, bool]]:
+    def _pieces(self, texts: Iterable[str], source: Path) -> Iterator[tuple[Piece, bool]]:
         """Each document's pieces, and whether a piece is its last."""
         for text in texts:
             last = Piece("", False)
             for number, piece in enumerate(pieces(text) if self.can_be_cut else tried_pieces(self.tokenizer, text)):
                 if len(piece.text) > LONGEST_WHOLE and not piece.is_word:
                     raise UserError(
-                        f"a document of {len(text):,} characters cannot be cut for this tokenizer without other tokens,"
+                        f"{source}: a document of {len(text):,} characters cannot be cut for this tokenizer without other tokens,"
                         f" and more than {LONGEST_WHOLE:,} at once take too much memory; split or drop that document"
                     )
                 if number:
@@ -155,7 +159,7 @@ class _Job:
         with _ShardFile(target, self.encoder.schema) as shard:
             for texts in texts_of(source):
                 sizes = pc.binary_length(texts).to_numpy()
-                for ids, size in zip(self.encoder.documents(_each(texts)), sizes, strict=True):
+                for ids, size in zip(self.encoder.documents(_each(texts), source), sizes, strict=True):
                     if self.stopped.is_set():
                         raise Interrupted("another part failed or a signal came")
                     shard.add(ids, int(size))
