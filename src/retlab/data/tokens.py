@@ -110,8 +110,8 @@ class _Encoder:
             for number, piece in enumerate(pieces(text) if self.can_be_cut else tried_pieces(self.tokenizer, text)):
                 if len(piece.text) > LONGEST_WHOLE and not piece.is_word:
                     raise UserError(
-                        f"{source}: a document of {len(text):,} characters cannot be cut for this tokenizer without other tokens,"
-                        f" and more than {LONGEST_WHOLE:,} at once take too much memory; split or drop that document"
+                        f"{source}: a document of {len(text):,} characters cannot be cut for this tokenizer without"
+                        f" other tokens, and more than {LONGEST_WHOLE:,} at once take too much memory; split or drop it"
                     )
                 if number:
                     yield last, False
