@@ -332,6 +332,9 @@ def run_stage(
         words: further words that may follow CONFIG, such as the splits.
         configure: adds the stage's own options to the parser.
     """
+    # GNU OpenMP's threads spin for milliseconds where they wait. On a machine that does something else too they then
+    # take each other's cores, and training is several times slower; so short a spin costs nothing measurable.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # A signal between two stages or during imports must end the process as an interruption, not a crash.
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
