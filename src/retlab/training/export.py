@@ -62,9 +62,7 @@ def _export(request: TrainingRequest, path: Path, folder: Path) -> None:
     # One file is written; a bar for it is noise.
     logging.disable_progress_bar()
     try:
-        export_model(
-            model, folder, tokenizer_folder=request.tokenizer_folder, facts=_facts(request, checkpoint)
-        )
+        export_model(model, folder, tokenizer_folder=request.tokenizer_folder, facts=_facts(request, checkpoint))
     except ValueError as error:
         raise UserError(str(error)) from error
     except SafetensorError as error:

@@ -98,9 +98,7 @@ class TrainingLoop(pl.Callback):
         trainer.should_stop = self.interrupted or module.state.stopped_early
         self._watch.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Do what is due after this optimizer step."""
         assert isinstance(module, TrainingModule)
         state, train, last = module.state, self.train, module.state.step == self.facts.total_steps

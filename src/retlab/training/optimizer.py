@@ -93,4 +93,3 @@ def _compiled(index: int, group: ParameterGroup) -> re.Pattern[str]:
         raise UserError(
             f"train.parameter_groups.{index}.match: {group.match!r} is no regular expression: {error}"
         ) from None
-

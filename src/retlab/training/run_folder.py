@@ -17,9 +17,7 @@ TRAINED_FILES = (
 """What belongs to one training of a run folder and leaves with it."""
 
 
-def prepare_run_folder(
-    request: TrainingRequest, say: Callable[[str], None]
-) -> dict[str, Any] | None:
+def prepare_run_folder(request: TrainingRequest, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The checkpoint to continue from, or None to start anew; an earlier training of other settings is set aside.
 
     Args:
