@@ -82,9 +82,21 @@ def comparable(file: Path) -> Any:
 
         rows = list(csv.DictReader(file.open()))
         return [{key: value for key, value in row.items() if key not in VOLATILE_COLUMNS} for row in rows]
-    if file.suffix == ".ckpt":
-        return None
+    if file.suffix == ".pt":
+        from retlab.training.checkpoints import load_checkpoint
+
+        checkpoint = load_checkpoint(file)
+        return _plain({key: checkpoint[key] for key in ("step", "model", "optimizer", "position")})
     return file.read_bytes()
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings with tensors as bytes, so that == compares bit by bit."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.numpy().tobytes() if hasattr(value, "numpy") else value
 
 
 def files_of(lab: Path) -> dict[str, Path]:

@@ -26,7 +26,7 @@ class ExperimentConfig(Section):
     "Name of the experiment; its run folder is <output_dir>/<name>."
     seed: int = Field(default=0, ge=0)
     "Seed of the weights, of dropout and of the order of the training windows."
-    output_dir: ProjectPath = absolute("runs")
+    output_dir: ProjectPath = Path("runs")
     "Folder of the run folders."
     data: DataSection = DataSection()
     "Text, splits and batches."

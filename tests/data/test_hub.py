@@ -76,7 +76,7 @@ def test_repository_folder_glob_and_file(hub: Hub, tmp_path: Path) -> None:
     assert texts(tmp_path / "raw" / "0")[-150:] == texts(tmp_path / "raw" / "1")
     assert texts(tmp_path / "raw" / "2") == texts(tmp_path / "raw" / "1")[50:]
     assert {report["hub_commits"][0] for report in reports} == {f"datasets/owner/name@{COMMIT}"}
-    left = {path.name for path in (tmp_path / "raw").rglob("*") if path.is_file()}
+    left = {path.name for path in (tmp_path / "raw").rglob("*.*") if path.is_file() and path.name[0] != "."}
     assert left == {"part-00000.parquet"}
 
 

@@ -54,7 +54,7 @@ def test_table_has_every_number_and_fits_the_terminal(tmp_path: Path) -> None:
     assert next(line.split() for line in lines if line.startswith("uniform")) == [
         "uniform", "guess", "7.6200", "2,048.00", "3.6600"
     ]  # fmt: skip
-    for word in ("nats/token", "bits/byte", "tokens/s", "kWh", "kg CO2e", "bigram counts", "xz", METHOD):
+    for word in ("nats/token", "bits per byte", "tokens/s", "kWh", "kg CO2e", "bigram counts", "xz", METHOD):
         assert word in " ".join(text.split())
     ends = {line.rstrip().rfind(".") for line in lines if line.startswith(("gzip", "xz"))}
     assert len(ends) == 1

@@ -26,7 +26,7 @@ _HEADER = (
     ("parameters", ""),
     ("test loss", "nats/token"),
     ("perplexity", ""),
-    ("test text", "bits/byte"),
+    ("bits per byte", "of test text"),
     ("training", "tokens/s"),
     ("energy", "kWh"),
     ("emissions", "kg CO2e"),
