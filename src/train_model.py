@@ -49,17 +49,14 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         handles_signals=True,
     )
 
-    config_file = config.run_folder / "config.yaml"
-    earlier = config_file.read_text(encoding="utf-8") if config_file.is_file() else None
-
     def build(folder: Path) -> dict[str, Any]:
         from retlab.training.export import export_best
         from retlab.training.trainer import train
 
         names = ("train shards", "validation shards", "tokenizer")
         inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
-        request = make_request(config, settings_of(config) | inputs, command.force, earlier)
-        result = train(request, say=stage.say, stop_requested=stage.stop_requested)
+        request = make_request(config, settings_of(config) | inputs, command.force)
+        result = train(request, say=stage.say, stop_requested=stage.stop_requested, on_start=stage.write_config)
         stage.volatile.update(result.speed())
         export_best(request, result, folder)
         return result.report()
@@ -73,9 +70,7 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
     return settings | {"model.vocab_size": vocabulary_size(config)}
 
 
-def make_request(
-    config: ExperimentConfig, identity: dict[str, Any], start_anew: bool = False, earlier_config: str | None = None
-) -> TrainingRequest:
+def make_request(config: ExperimentConfig, identity: dict[str, Any], start_anew: bool = False) -> TrainingRequest:
     """The training of this configuration; the shards must be those of its tokenizer."""
     from retlab.training.inputs import request_for
 
@@ -86,7 +81,7 @@ def make_request(
         config.seed, config.data, config.model, config.train, config.tokenizer.folder, config.run_folder,
         vocab_size=vocabulary, identity=identity,
     )  # fmt: skip
-    return request.model_copy(update={"start_anew": start_anew, "earlier_config": earlier_config})
+    return request.model_copy(update={"start_anew": start_anew})
 
 
 def export(config: ExperimentConfig, checkpoint: str, folder: str) -> None:

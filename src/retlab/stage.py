@@ -202,7 +202,7 @@ class Stage:
 
     def _work(self, build: Callable[[Path], dict[str, Any]]) -> None:
         self._install_signals()
-        self._write_config()
+        self._keep_config()
         started, clock = datetime.now(UTC), time.monotonic()
         try:
             with track_emissions(self.config.emissions, self.config.run_folder, self.label) as energy:
@@ -238,13 +238,15 @@ class Stage:
             artifacts.publish_folder(self._partial, self.output)
         self.say(f"done in {duration(time.monotonic() - clock)}: {portable(self.output)}")
 
-    def _write_config(self) -> None:
-        """Keep the resolved configuration in the run folder; once it is trained, only training may change it."""
-        folder = self.config.run_folder
-        if self.name != "train_model" and any((folder / part).exists() for part in ("checkpoints", "model")):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        artifacts.write_atomic(folder / "config.yaml", dump_config(self.config))
+    def write_config(self) -> None:
+        """Leave the resolved configuration in the run folder."""
+        self.config.run_folder.mkdir(parents=True, exist_ok=True)
+        artifacts.write_atomic(self.config.run_folder / "config.yaml", dump_config(self.config))
+
+    def _keep_config(self) -> None:
+        """Write the configuration, unless it is that of a training, which training alone may replace."""
+        if not any((self.config.run_folder / part).exists() for part in ("checkpoints", "model")):
+            self.write_config()
 
     def _waiting(self, path: Path) -> None:
         self.say(f"waiting: another process is using {portable(path)}")

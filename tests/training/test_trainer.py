@@ -190,7 +190,8 @@ def test_a_training_of_other_settings_is_set_aside_and_one_of_another_model_refu
     other = make_request(splits, "mine", {"hidden_size": 24}, max_steps=2, learning_rate=2e-2)
     with pytest.raises(UserError, match=r"another model \(hidden_size: 16 -> 24\)"):
         run(other)
-    run(other.model_copy(update={"start_anew": True, "earlier_config": "name: mine"}))
+    (splits / "mine" / "config.yaml").write_text("name: mine")
+    run(other.model_copy(update={"start_anew": True}))
     assert (splits / "mine.2" / "metrics.csv").exists()
     assert (splits / "mine.2" / "config.yaml").read_text() == "name: mine"
     assert last(other)["model_config"]["hidden_size"] == 24

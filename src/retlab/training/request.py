@@ -43,8 +43,6 @@ class TrainingRequest(Section):
     "Folder of checkpoints and metrics."
     start_anew: bool = False
     "Set aside whatever training the run folder holds."
-    earlier_config: str | None = None
-    "What config.yaml said before this training wrote its own: it stays with the training that it belongs to."
     identity: dict[str, Any]
     "Settings and inputs that decide the result; a checkpoint with others belongs to another training."
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retlab.artifacts import sync_folder, write_atomic
+from retlab.artifacts import sync_folder
 from retlab.errors import UserError
 from retlab.section import portable
 from retlab.training.checkpoints import CheckpointStore
@@ -33,8 +33,6 @@ def prepare_run_folder(request: TrainingRequest, say: Callable[[str], None]) -> 
     if checkpoint is not None:
         differences = model_differences(checkpoint["model_config"], request.model)
         if differences:
-            if request.earlier_config is not None:
-                write_atomic(folder / "config.yaml", request.earlier_config)
             raise UserError(
                 f"{portable(store.folder)} holds checkpoints of another model ({'; '.join(differences)});"
                 " choose another name for this experiment, or set them aside and start anew with --force"
@@ -44,7 +42,7 @@ def prepare_run_folder(request: TrainingRequest, say: Callable[[str], None]) -> 
             store.prune(checkpoint["best"])
             return checkpoint
         say(f"the run folder holds a training with other settings: {'; '.join(differences)}")
-    _set_aside(folder, request.earlier_config, say)
+    _set_aside(folder, say)
     return None
 
 
@@ -55,7 +53,7 @@ def refuse_other_model(checkpoint: dict[str, Any], model_config: dict[str, Any],
         raise UserError(f"{portable(path)} is a checkpoint of another model: {'; '.join(differences)}")
 
 
-def _set_aside(folder: Path, config: str | None, say: Callable[[str], None]) -> None:
+def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
     """Move an earlier training to the first free of <folder>.1, <folder>.2, ..."""
     present = [name for name in TRAINED_FILES if (folder / name).exists()]
     if not present:
@@ -65,10 +63,9 @@ def _set_aside(folder: Path, config: str | None, say: Callable[[str], None]) -> 
         number += 1
     aside = folder.with_name(f"{folder.name}.{number}")
     aside.mkdir()
-    for name in present:
-        (folder / name).rename(aside / name)
-    if config is not None:
-        write_atomic(aside / "config.yaml", config)
+    for name in (*present, "config.yaml"):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
     sync_folder(aside)
     sync_folder(folder)
     say(f"the earlier training was set aside: {portable(aside)}")

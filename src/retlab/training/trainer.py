@@ -68,7 +68,11 @@ class TrainingResult:
 
 
 def train(
-    request: TrainingRequest, *, say: Callable[[str], None], stop_requested: Callable[[], bool]
+    request: TrainingRequest,
+    *,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+    on_start: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train to the end, or from the last checkpoint to the end.
 
@@ -76,6 +80,7 @@ def train(
         request: what to train.
         say: prints a line for people.
         stop_requested: becomes true when the training should save and leave.
+        on_start: called once the run folder is this training's.
 
     Raises:
         UserError: the configuration, the data or the machine does not allow it.
@@ -88,6 +93,7 @@ def train(
         return _train(request, hardware, CheckpointStore(_checkpoints(request)).last(), say, stop_requested)
     model_config(request)
     checkpoint = prepare_run_folder(request, say)
+    on_start()
     with helper_processes(section.devices - 1, request.model_dump_json()):
         return _train(request, hardware, checkpoint, say, stop_requested)
 
