@@ -78,7 +78,9 @@ def _facts(request: TrainingRequest, checkpoint: dict[str, Any]) -> ModelCardFac
     """What the model card says of a checkpoint."""
     section, data = request.train, request.data
     train, validation = _report(request.train_shards), _report(request.validation_shards)
-    tokenizer, energy = _report(request.tokenizer_folder), read_rows(request.run_folder)
+    tokenizer = _report(request.tokenizer_folder)
+    # The row of this very training may not hold a measurement yet.
+    energy = [row for row in read_rows(request.run_folder) if row["energy_kwh"]]
     step = checkpoint["step"]
     losses = [loss for loss, at in checkpoint["best"] if at == step]
     return ModelCardFacts(
