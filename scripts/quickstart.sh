@@ -12,6 +12,9 @@ bash "$here/run_pipeline.sh" "$config" name=quickstart-transformer model.archite
   model.match_parameters_of=configs/quickstart.yaml "$@"
 runs=$here/../runs
 for word in "$@"; do
-  case $word in output_dir=*) runs=${word#*=} ;; esac
+  case $word in
+    output_dir=/*) runs=${word#*=} ;;
+    output_dir=*) runs=$here/../${word#*=} ;;
+  esac
 done
 bash "$here/run_stage.sh" compare_runs "$runs/quickstart-retnet" "$runs/quickstart-transformer"

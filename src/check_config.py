@@ -18,6 +18,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Resolve everything that can be wrong, then show the configuration."""
     config = resolve_model(config)
+    if config.train.device == "cuda":
+        # Here, because only this question needs torch.
+        from retlab.training.hardware import choose_hardware
+
+        choose_hardware(config.train)
     if not command.options.quiet:
         print(dump_config(config), end="")
 

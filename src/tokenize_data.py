@@ -31,12 +31,12 @@ def _tokenise(config: ExperimentConfig, command: StageCommand, split: SplitName)
     report = {}
     texts = data.splits_folder / split
     if stage.run(lambda folder: report.update(tokenise(data, texts, tokenizer, folder)) or report):
-        done = {name: read_manifest(data.shards_folder(name)) for name in SPLITS}
-        total = sum(manifest["report"]["tokens"] for manifest in done.values() if manifest)
-        stage.say(
-            f"{report['documents']:,} documents, {report['tokens']:,} tokens"
-            f" ({report['tokens'] / total:.2%} of the tokens so far), {report['bytes']:,} bytes"
-        )
+        stage.say(f"{report['documents']:,} documents, {report['tokens']:,} tokens, {report['bytes']:,} bytes")
+        done = [read_manifest(data.shards_folder(name)) for name in SPLITS]
+        tokens = [manifest["report"]["tokens"] for manifest in done if manifest]
+        if len(tokens) == len(SPLITS):
+            shares = ", ".join(f"{name} {count / sum(tokens):.2%}" for name, count in zip(SPLITS, tokens, strict=True))
+            stage.say(f"share of the tokens: {shares}")
 
 
 if __name__ == "__main__":

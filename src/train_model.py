@@ -58,6 +58,9 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         request = make_request(config, settings_of(config) | inputs, command.force)
         result = train(request, say=stage.say, stop_requested=stage.stop_requested, on_start=stage.write_config)
         stage.volatile.update(result.speed())
+        if result.state.stopped_early:
+            stage.say(f"stopped early after step {result.state.step:,}: the validation loss no longer falls")
+        stage.say(f"best validation loss {result.state.best[0][0]:.4f} nats/token, after step {result.best_step:,}")
         export_best(request, result, folder)
         return result.report()
 

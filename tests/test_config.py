@@ -60,7 +60,7 @@ def test_another_architecture_on_the_command_line_leaves_the_keys_of_the_first(t
     with pytest.raises(UserError, match="value_size"):
         load_config(file, ["model.architecture=transformer", "model.value_size=32"])
     found = problems(tmp_path, "model: {architecture: transformer, value_size: 64}")
-    assert "model.value_size: unknown key" in found[0]
+    assert "model.value_size: this key belongs to another variant of model" in found[0]
 
 
 def test_all_errors_at_once_with_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
@@ -86,6 +86,23 @@ train:
     assert "'fast'" in joined["train.learning_rate"]
     assert "mine.yaml:8:" in joined["train.schedule.name"]
     assert "did you mean 'cosine'" in joined["train.schedule.name"]
+
+
+def test_sections_that_are_right_are_checked_against_each_other_beside_wrong_ones(tmp_path: Path) -> None:
+    found = problems(tmp_path, "name: n\n", "emissions.country=GERMANY", "train.batch_size=four", "traain.x=1")
+    assert len(found) == 3, found
+    assert any("emissions.country" in line and "DEU" in line for line in found)
+    assert all(line.startswith("command line") for line in found)
+
+
+def test_a_union_section_without_its_name_is_the_default_variant(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "model: {hidden_size: 64}\ntrain: {schedule: {warmup_steps: 3}}\n"))
+    assert (config.model.architecture, config.train.schedule.name) == ("retnet", "cosine")
+
+
+def test_an_error_of_a_section_that_an_override_caused_names_the_override(tmp_path: Path) -> None:
+    found = problems(tmp_path, "train: {max_steps: 3}\ndata: {packing: padded}\n", "train.max_epochs=2")
+    assert found[0].startswith("command line (train.max_epochs=2): train: set at most one")
 
 
 def test_errors_in_union_members_and_list_items_have_their_plain_key_path(tmp_path: Path) -> None:

@@ -77,13 +77,20 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
             problems.append(f"command line: {error.message}")
     if ("model", "architecture") in overridden:
         _leave_other_architecture(values["model"], overridden)
+    _fill_in_variants(values, ExperimentConfig)
     source = _Source(file, lines, overridden)
     problems += _null_words(values, source)
-    config, invalid = _validate(values, source)
-    problems += invalid
+    config, invalid = _validate(values)
+    problems += [source.sentence(path, message) for path, message in invalid]
+    if config is None:
+        # The sections that are right by themselves are still checked against each other.
+        wrong = {path[0] for path, _ in invalid if path}
+        config, _ = _validate({key: value for key, value in values.items() if key not in wrong})
     if config is not None:
         config = _complete(config)
-        problems += [source.sentence(path, message) for path, message in cross_section_errors(config)]
+        known = {path for path, _ in invalid}
+        found = [error for error in cross_section_errors(config) if error[0] not in known]
+        problems += [source.sentence(path, message) for path, message in found]
     if problems or config is None:
         raise UserError("\n".join(problems))
     return config
@@ -101,6 +108,19 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
     data = config.data.model_copy(update={"folder": folder, "tokens_folder": tokens_folder})
     tokenizer = config.tokenizer.model_copy(update={"folder": config.tokenizer.folder or folder / "tokenizer"})
     return config.model_copy(update={"data": data, "tokenizer": tokenizer})
+
+
+def _fill_in_variants(values: dict[str, Any], section: type[BaseModel]) -> None:
+    """Name the default variant where the file gives keys of a union without saying of which."""
+    for name, field in section.model_fields.items():
+        here, variants = values.get(name), _sections_in(field.annotation)
+        if not isinstance(here, dict):
+            continue
+        if len(variants) > 1 and isinstance(field.default, Section):
+            tag = next(key for key in ("architecture", "name") if key in type(field.default).model_fields)
+            here.setdefault(tag, getattr(field.default, tag))
+        for variant in variants:
+            _fill_in_variants(here, variant)
 
 
 def _leave_other_architecture(model: dict[str, Any], overridden: dict[yaml_file.KeyPath, str]) -> None:
@@ -124,6 +144,9 @@ class _Source:
 
     def sentence(self, path: yaml_file.KeyPath, message: str) -> str:
         shown = f"{'.'.join(map(str, path))}: {message}" if path else message
+        below = [argument for key, argument in self.overridden.items() if path and key[: len(path)] == path]
+        if below:
+            return f"command line ({', '.join(below)}): {shown}"
         for length in range(len(path), 0, -1):
             if path[:length] in self.overridden:
                 return f"command line ({self.overridden[path[:length]]}): {shown}"
@@ -140,11 +163,11 @@ def _null_words(values: Any, source: _Source) -> list[str]:
     ]
 
 
-def _validate(values: dict[str, Any], source: _Source) -> tuple[ExperimentConfig | None, list[str]]:
+def _validate(values: dict[str, Any]) -> tuple[ExperimentConfig | None, list[tuple[yaml_file.KeyPath, str]]]:
     try:
         return ExperimentConfig.model_validate(values), []
     except ValidationError as error:
-        return None, [source.sentence(*_explain(dict(item), values)) for item in error.errors(include_url=False)]
+        return None, [_explain(dict(item), values) for item in error.errors(include_url=False)]
 
 
 def _explain(error: dict[str, Any], values: Any) -> tuple[yaml_file.KeyPath, str]:
@@ -159,7 +182,7 @@ def _explain(error: dict[str, Any], values: Any) -> tuple[yaml_file.KeyPath, str
         elif error["type"] == "missing" and step == error["loc"][-1]:
             path.append(step)
     if error["type"] == "extra_forbidden":
-        return tuple(path), _unknown_key(str(path[-1]), _section_at(section, error["loc"][:-1]))
+        return tuple(path), _unknown_key(tuple(map(str, path)), _section_at(section, error["loc"][:-1]))
     if error["type"] == "missing":
         return tuple(path), "this key is required here"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -181,12 +204,15 @@ def _nearest_value(value: Any, allowed: str) -> str:
     return f" (did you mean {close[0]!r}?)" if isinstance(value, str) and close else ""
 
 
-def _unknown_key(key: str, sections: list[type[BaseModel]]) -> str:
+def _unknown_key(path: tuple[str, ...], sections: list[type[BaseModel]]) -> str:
+    key = path[-1]
     valid = sorted({name for section in sections for name in section.model_fields})
+    if ".".join(path) in _all_keys(ExperimentConfig):
+        return f"this key belongs to another variant of {path[-2]}. Allowed here: {', '.join(valid)}"
     close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if close:
         return f"unknown key; did you mean {close[0]!r}? Allowed here: {', '.join(valid)}"
-    elsewhere = [path for path in _all_keys(ExperimentConfig) if path.split(".")[-1] == key]
+    elsewhere = [name for name in _all_keys(ExperimentConfig) if name.split(".")[-1] == key]
     close = elsewhere or difflib.get_close_matches(key, _all_keys(ExperimentConfig), n=1, cutoff=0.0)
     return f"unknown key; the nearest valid key is {close[0]!r}. Allowed here: {', '.join(valid)}"
 

@@ -121,7 +121,9 @@ def _json_text(line: bytes, column: str, place: str) -> Record:
     except UnicodeDecodeError as error:
         return BadRecord(place, f"invalid UTF-8 ({_first_line(error)})")
     except json.JSONDecodeError as error:
-        return BadRecord(place, f"broken JSON line: {error.msg} at column {error.colno}")
+        if line.lstrip().startswith(b"[") and place.endswith(":1"):
+            raise UserError(f"{place}: this is a JSON array, not JSON lines; write one object per line") from None
+        return BadRecord(place, f"broken JSON line: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return BadRecord(place, f"broken JSON line: {_first_line(error)}")
     if not isinstance(value, dict):

@@ -169,8 +169,13 @@ def _as_folder(core: Tokenizer, folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     # split_special_tokens: `<eos>` in a text is the characters, also for who loads the folder elsewhere.
+    # padding_side: prompts of a batch must end together for the model to go on with them.
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, split_special_tokens=True, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+        tokenizer_object=core,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        **SPECIAL_TOKENS,
     )
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -81,11 +81,14 @@ def _facts(request: TrainingRequest, checkpoint: dict[str, Any]) -> ModelCardFac
     tokenizer = _report(request.tokenizer_folder)
     # The row of this very training may not hold a measurement yet.
     energy = [row for row in read_rows(request.run_folder) if row["energy_kwh"]]
+    # What the documents were made from, whatever this configuration says by now.
+    raw = read_manifest(data.raw_folder) or {"settings": {}}
+    source = raw["settings"].get("data.source", data.source)
     step = checkpoint["step"]
     losses = [loss for loss, at in checkpoint["best"] if at == step]
     return ModelCardFacts(
         name=request.run_folder.name,
-        data_source=data.source if isinstance(data.source, str) else ", ".join(data.source),
+        data_source=source if isinstance(source, str) else ", ".join(source),
         train_documents=train.get("documents"),
         train_tokens=train.get("tokens"),
         train_bytes=train.get("bytes"),
