@@ -26,7 +26,7 @@ _HEADER = (
     ("parameters", ""),
     ("test loss", "nats/token"),
     ("perplexity", ""),
-    ("bits per byte", "of test text"),
+    ("bits per", "byte"),
     ("training", "tokens/s"),
     ("energy", "kWh"),
     ("emissions", "kg CO2e"),
@@ -133,7 +133,7 @@ def _amount(value: float) -> str:
 
 def _notes(runs: list[Run]) -> str:
     first = runs[0].results["test"]
-    text = f"Test text: {first['documents']:,} documents, {first['bytes']:,} bytes"
+    text = f"Loss and bits per byte: {first['documents']:,} test documents, {first['bytes']:,} bytes"
     notes = [f"{text}, {first['tokens']:,} tokens with each end of text."]
     for run in runs[1:]:
         test = run.results["test"]
