@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from retlab.emissions import EmissionsSection, emission_errors, track_emissions
-from retlab.emissions_rows import COLUMNS, claim_row_file, is_running, process_mark, read_rows, write_row
+from retlab.emissions_rows import COLUMNS, claim_row_file, is_running, move_rows, process_mark, read_rows, write_row
 from retlab.errors import Interrupted
 
 STAGE = """
@@ -231,3 +231,22 @@ def test_a_monitor_that_fails_is_named_in_the_row(tmp_path: Path, monkeypatch: p
     [row] = table(tmp_path)
     assert row["status"] == "complete"
     assert row["power_method"] == "not measured to the end: RuntimeError: no sensors here"
+
+
+def test_rows_of_a_training_that_is_set_aside_go_with_it(tmp_path: Path) -> None:
+    run, aside = tmp_path / "run", tmp_path / "run.1"
+    aside.mkdir()
+    rows = [
+        row_of("complete", "2026-01-01T00:00:00", 1) | {"stage": "download_data"},
+        row_of("complete", "2026-01-01T00:00:01", 1) | {"stage": "train_model"},
+        row_of("running", "2026-01-01T00:00:02", 2, process_mark(os.getpid())) | {"stage": "train_model"},
+    ]
+    for row in rows:
+        (run / "emissions").mkdir(parents=True, exist_ok=True)
+        file, _ = claim_row_file(run, row["stage"])
+        write_row(file, row)
+    move_rows(run, aside, ("train_model", "evaluate_model"))
+    assert [(row["stage"], row["attempt"]) for row in read_rows(aside)] == [("train_model", 1)]
+    assert [(row["stage"], row["attempt"]) for row in read_rows(run)] == [("download_data", 1), ("train_model", 2)]
+    assert "train_model,1" in (aside / "emissions.csv").read_text()
+    assert "train_model,1" not in (run / "emissions.csv").read_text()

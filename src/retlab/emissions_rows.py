@@ -6,7 +6,7 @@ import fcntl
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,28 @@ def _is_of(file: Path, name: str) -> bool:
 def write_row(file: Path, row: dict[str, Any]) -> None:
     """Replace a row file atomically and rebuild the run folder's emissions.csv from all of them."""
     write_json(file, row)
-    run_folder = file.parent.parent
-    with _merging(file.parent):
+    _merge_rows(file.parent.parent)
+
+
+def move_rows(run_folder: Path, target: Path, stages: Sequence[str]) -> None:
+    """Move the rows of ended attempts of these stages to another run folder; both get their table anew."""
+    moved = [
+        file
+        for file in sorted((run_folder / "emissions").glob("*.json"))
+        if isinstance(row := read_json(file), dict)
+        and row["stage"] in stages
+        and not (row["status"] == "running" and is_running(row["process"]))
+    ]
+    if moved:
+        (target / "emissions").mkdir(exist_ok=True)
+        for file in moved:
+            file.rename(target / "emissions" / file.name)
+        _merge_rows(target)
+        _merge_rows(run_folder)
+
+
+def _merge_rows(run_folder: Path) -> None:
+    with _merging(run_folder / "emissions"):
         table = io.StringIO()
         writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import sync_folder
+from retlab.emissions_rows import move_rows
 from retlab.errors import UserError
 from retlab.section import portable
 from retlab.training.checkpoints import CheckpointStore
@@ -66,6 +67,7 @@ def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
     for name in (*present, "config.yaml"):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
+    move_rows(folder, aside, ("train_model", "evaluate_model"))
     sync_folder(aside)
     sync_folder(folder)
     say(f"the earlier training was set aside: {portable(aside)}")
