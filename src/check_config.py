@@ -5,9 +5,9 @@ python src/check_config.py CONFIG [key=value ...] [--quiet]
 
 import argparse
 
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig, dump_config
 from retlab.config_model import resolve_model
-from retlab.stage import StageCommand, run_stage
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

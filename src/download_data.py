@@ -8,9 +8,10 @@ An interrupted download goes on where it was. Hub tokens come from the Hub's own
 from pathlib import Path
 from typing import Any
 
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.sources import local_state
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:

@@ -9,9 +9,10 @@ and samples.json in runs/<name>.
 from pathlib import Path
 from typing import Any
 
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SplitName
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:

@@ -6,8 +6,9 @@ python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
 from pathlib import Path
 from typing import Any
 
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:

@@ -4,10 +4,11 @@ python src/tokenize_data.py configs/quickstart.yaml train validation test
 """
 
 from retlab.artifacts import read_manifest
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS, SplitName
 from retlab.data.tokens import tokenise
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import fingerprint
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model, vocabulary_size
 from retlab.section import absolute, portable
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 from retlab.training.request import TrainingRequest, deciding_settings, source_of_weights
 
 

@@ -3,9 +3,10 @@
 python src/train_tokenizer.py configs/quickstart.yaml tokenizer.vocab_size=4096
 """
 
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.tokenizer import make_tokenizer
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:

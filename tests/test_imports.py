@@ -18,7 +18,7 @@ LAYERS = [
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},
     {"config", "config_checks", "config_model", "config_template"},
     {"sweep"},
-    {"stage"},
+    {"command", "stage"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")

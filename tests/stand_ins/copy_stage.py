@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
+from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
-from retlab.stage import Stage, StageCommand, run_stage
+from retlab.stage import Stage
 
 
 def build(folder: Path, source: Path | None, seed: int) -> dict[str, int]:

@@ -1,0 +1,106 @@
+"""The command line of every stage: CONFIG, overrides, options, errors as sentences, exit codes."""
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retlab.config import ExperimentConfig, load_config
+from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals on which a stage saves what it can and leaves."""
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """What the command line asks of a stage."""
+
+    force: bool = False
+    verify: bool = False
+    words: tuple[str, ...] = ()
+    options: argparse.Namespace = field(default_factory=argparse.Namespace)
+
+
+def _parse(
+    arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
+) -> tuple[ExperimentConfig, StageCommand]:
+    main = sys.modules["__main__"]
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the experiment's YAML file")
+    what = "key.path=value" + (f" or {' | '.join(words)}" if words else "")
+    parser.add_argument("rest", metavar=what, nargs="*", help="overrides of the configuration")
+    parser.add_argument("--force", action="store_true", help="do the work even if it is up to date")
+    parser.add_argument("--verify", action="store_true", help="compare full contents in place of sizes and times")
+    if configure:
+        configure(parser)
+    options = parser.parse_intermixed_args(arguments)
+    chosen = [word for word in options.rest if "=" not in word]
+    unknown = [word for word in chosen if word not in words]
+    if unknown:
+        allowed = f"key.path=value{''.join(f', {word}' for word in words)}"
+        raise UserError(f"command line: {unknown[0]!r} is not understood; allowed after CONFIG are {allowed}")
+    config = load_config(options.config, [word for word in options.rest if "=" in word])
+    return config, StageCommand(options.force, options.verify, tuple(chosen), options)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the machine that the user can mend become sentences."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sentences = {
+            errno.EACCES: f"no permission{where}; give this user the right to it or choose another folder",
+            errno.EPERM: f"not permitted{where}; give this user the right to it or choose another folder",
+            errno.EROFS: f"read-only file system{where}; choose another folder",
+            errno.ENOSPC: f"the disk is full{where}; free some space and run the same command again",
+            errno.EDQUOT: f"the disk quota is used up{where}; free some space and run the same command again",
+            errno.ENOTDIR: f"a file is in the way of a folder{where}; move it or choose another folder",
+            errno.EEXIST: f"a file is in the way of a folder{where}; move it or choose another folder",
+        }
+        if error.errno in sentences:
+            raise UserError(sentences[error.errno]) from error
+        raise
+
+
+def run_stage(
+    main: Callable[[ExperimentConfig, StageCommand], None],
+    *,
+    words: Sequence[str] = (),
+    configure: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """Run a stage's `main` for the command line and exit with the stage's code.
+
+    Args:
+        main: the stage.
+        words: further words that may follow CONFIG, such as the splits.
+        configure: adds the stage's own options to the parser.
+    """
+    # GNU OpenMP's threads spin for milliseconds where they wait. On a machine that does something else too they then
+    # take each other's cores, and training is several times slower; so short a spin costs nothing measurable.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # A signal between two stages or during imports must end the process as an interruption, not a crash.
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    code = EXIT_OK
+    try:
+        with _plain_errors():
+            main(*_parse(None, words, configure))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except Interrupted as error:
+        print(f"interrupted: {error}; run the same command again to continue", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise Interrupted(f"{signal.Signals(number).name} received")
