@@ -10,6 +10,7 @@ export PATH=$root/.venv/bin:$PATH
 ruff check src tests
 ruff format --check src tests
 mypy
-# One torch thread for each of the test processes: they run side by side.
+# One torch thread for each of the test processes: they run side by side. (nproc would count OMP_NUM_THREADS.)
+workers=$(env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS=1
-exec python -m pytest -n "$(nproc)" --dist worksteal "$@"
+exec python -m pytest -n "$workers" --dist worksteal "$@"
