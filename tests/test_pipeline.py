@@ -83,5 +83,6 @@ def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path: Path) -
     config, lab = PROJECT_ROOT / "configs" / "quickstart.yaml", tmp_path / "lab"
     seconds = {stage: finish(stage, config, lab, TINY)[0] for stage in STAGES}
     shutil.move(lab, tmp_path / "calm")
-    run_with_kills(config, lab, TINY, seconds, kills=9, chance=random.Random(1))
+    hits = run_with_kills(config, lab, TINY, seconds, kills=9, chance=random.Random(1))
+    assert hits, "no kill found its stage at work"
     assert differences(tmp_path / "calm", lab) == []
