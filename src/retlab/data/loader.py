@@ -1,6 +1,7 @@
 """Batches from token shards: shuffled for training with an exact position, in file order for measuring."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,39 @@ Batch = dict[str, Any]
 MIX_TOKENS = 2**23
 
 
-class TokenLoader:
+@dataclass(eq=False)
+class _ShardLoader:
+    """Counts the shards of a split when it is made: UserError where none are readable, or none hold a document."""
+
+    section: DataSection
+    "sequence_length, packing, reset_at_documents and, for training, loader_workers are read."
+    folder: Path
+    "Token shards of one split."
+    _: KW_ONLY
+    eos_id: int
+    "End-of-text token; opens and ends every document."
+    pad_id: int
+    "Fills up padded windows."
+    rank: int = 0
+    "Which share of each global batch, of `world_size`."
+    world_size: int = 1
+    "Processes that share the work."
+    mix_tokens: int = MIX_TOKENS
+    "Tokens whose windows are prepared, and for training shuffled, together."
+
+    def __post_init__(self) -> None:
+        self._shards = open_shards(self.folder, self.section.sequence_length)
+        self._cutting = Cutting(self.section.sequence_length, self.section.packing, self.eos_id)
+
+    def _divide(self, global_batch_size: int, micro_batch_size: int) -> Division:
+        return Division(global_batch_size, micro_batch_size, self.rank, self.world_size)
+
+    def _to_batch(self, windows: Windows) -> Batch:
+        return to_batch(windows, self.pad_id, self.section.reset_at_documents)
+
+
+@dataclass(eq=False, kw_only=True)
+class TokenLoader(_ShardLoader):
     """Endless micro-batches of the train split, shuffled anew in every epoch, from an exact position.
 
     An epoch reads the row groups in an order drawn from (seed, epoch), cuts that stream into windows, and shuffles the
@@ -31,51 +64,24 @@ class TokenLoader:
     Each `iter()` goes on at `step`, the number of global batches handed out so far. A batch is that of
     `windows.to_batch`, on the CPU, with `step` (int): the global batch that it is part of, counted from 0 over all
     epochs. Every rank decodes all row groups, at tens of millions of tokens a second, and cuts its own windows.
+
+    Raises:
+        UserError: no readable shards, or less than one window or one global batch in them.
     """
 
-    def __init__(
-        self,
-        section: DataSection,
-        folder: Path,
-        *,
-        global_batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        eos_id: int,
-        pad_id: int,
-        rank: int = 0,
-        world_size: int = 1,
-        mix_tokens: int = MIX_TOKENS,
-    ) -> None:
-        """Count the shards of a split.
+    global_batch_size: int
+    "Windows of one optimizer step, over all ranks and micro-batches."
+    micro_batch_size: int
+    "Windows of one batch; times world_size it divides the global batch size."
+    seed: int
+    "Of the order."
 
-        Args:
-            section: sequence_length, packing, reset_at_documents and loader_workers are read.
-            folder: token shards of one split.
-            global_batch_size: windows of one optimizer step, over all ranks and micro-batches.
-            micro_batch_size: windows of one batch; times world_size it divides the global batch size.
-            seed: of the order.
-            eos_id: end-of-text token; opens and ends every document.
-            pad_id: fills up padded windows.
-            rank: which share of each global batch, of `world_size`.
-            world_size: processes that share the work.
-            mix_tokens: tokens whose windows are shuffled together.
-
-        Raises:
-            UserError: no readable shards, or less than one window or one global batch in them.
-        """
-        assert global_batch_size % (micro_batch_size * world_size) == 0
-        self.micro_batches = global_batch_size // (micro_batch_size * world_size)
-        self.micro_batch_size, self.workers = micro_batch_size, section.loader_workers
-        self.pad_id, self.reset_at_documents = pad_id, section.reset_at_documents
-        self._blocks = TrainBlocks(
-            folder,
-            open_shards(folder, section.sequence_length),
-            Cutting(section.sequence_length, section.packing, eos_id),
-            Division(global_batch_size, micro_batch_size, rank, world_size),
-            seed,
-            mix_tokens,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.global_batch_size % (self.micro_batch_size * self.world_size) == 0
+        self.micro_batches = self.global_batch_size // (self.micro_batch_size * self.world_size)
+        division = self._divide(self.global_batch_size, self.micro_batch_size)
+        self._blocks = TrainBlocks(self.folder, self._shards, self._cutting, division, self.seed, self.mix_tokens)
         self.windows_per_epoch: int = self._blocks.windows
         self.steps_per_epoch: int = self._blocks.steps
         self.tail_windows: int = self._blocks.tail
@@ -109,9 +115,9 @@ class TokenLoader:
     def __iter__(self) -> Iterator[Batch]:
         size, rows_per_step = self.micro_batch_size, self.micro_batches * self.micro_batch_size
         block, skipped = self._blocks.locate(self.step)
-        for windows in ahead(self._blocks, block, self.workers):
+        for windows in ahead(self._blocks, block, self.section.loader_workers):
             for start in range(skipped * rows_per_step, len(windows.ids), size):
-                batch: Batch = to_batch(windows.rows(start, start + size), self.pad_id, self.reset_at_documents)
+                batch = self._to_batch(windows.rows(start, start + size))
                 batch["step"] = self.step
                 # The last micro-batch completes its step: a position saved by whoever holds it lies behind it.
                 if (start + size) % rows_per_step == 0:
@@ -120,7 +126,8 @@ class TokenLoader:
             skipped = 0
 
 
-class SequentialLoader:
+@dataclass(eq=False, kw_only=True)
+class SequentialLoader(_ShardLoader):
     """All windows of a split once, in file order, the last shorter one included: for validation and test.
 
     Each `iter()` starts from the beginning. A batch is that of `windows.to_batch`, with `document_ids`, int64 [B, T]:
@@ -129,31 +136,15 @@ class SequentialLoader:
     there are ranks, a rank without any gets one whose loss mask is False throughout.
     """
 
-    def __init__(
-        self,
-        section: DataSection,
-        folder: Path,
-        *,
-        batch_size: int,
-        eos_id: int,
-        pad_id: int,
-        rank: int = 0,
-        world_size: int = 1,
-        mix_tokens: int = MIX_TOKENS,
-    ) -> None:
-        """Count the shards of a split; `batch_size` is in windows of one rank, all else as in `TokenLoader`.
+    batch_size: int
+    "Windows of one rank in one batch."
 
-        Raises:
-            UserError: no readable shards or no documents in them.
-        """
-        self.pad_id, self.reset_at_documents = pad_id, section.reset_at_documents
-        shards = open_shards(folder, section.sequence_length)
-        cutting = Cutting(section.sequence_length, section.packing, eos_id)
-        division = Division(batch_size * world_size, batch_size, rank, world_size)
-        self._blocks = SequentialBlocks(shards, cutting, division, mix_tokens)
-        self.windows: int = self._blocks.windows
-        self.documents = int(shards.documents.sum())
-        self.targets = int(shards.targets.sum())
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        division = self._divide(self.batch_size * self.world_size, self.batch_size)
+        self._blocks = SequentialBlocks(self._shards, self._cutting, division, self.mix_tokens)
+        self.documents = int(self._shards.documents.sum())
+        self.targets = int(self._shards.targets.sum())
         """Predicted tokens of the split: all its tokens and one end of text for each document."""
 
     def __len__(self) -> int:
@@ -170,7 +161,7 @@ class SequentialLoader:
                 start += rows
 
     def _batch(self, windows: Windows, is_borrowed: bool) -> Batch:
-        batch: Batch = to_batch(windows, self.pad_id, self.reset_at_documents)
+        batch = self._to_batch(windows)
         if is_borrowed:
             batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
         documents = torch.from_numpy(windows.documents[:, None] + document_offsets(windows))
