@@ -1,6 +1,7 @@
 """The configuration: precedence, every error at once with its place, the template, the resolved copy."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_another_architecture_on_the_command_line_leaves_the_keys_of_the_first(t
     with pytest.raises(UserError, match="value_size"):
         load_config(file, ["model.architecture=transformer", "model.value_size=32"])
     found = problems(tmp_path, "model: {architecture: transformer, value_size: 64}")
-    assert "model.value_size: this key belongs to another variant of model" in found[0]
+    assert "model.value_size: this key belongs to retnet alone" in found[0]
 
 
 def test_all_errors_at_once_with_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ train:
     assert "mine.yaml:2: seeed: unknown key; did you mean 'seed'?" in joined["seeed"]
     assert "mine.yaml:4:" in joined["data.sequence_length"]
     assert "-4" in joined["data.sequence_length"]
-    assert "greater than or equal to 1" in joined["data.sequence_length"]
+    assert "at least 1" in joined["data.sequence_length"]
     assert "did you mean 'packed'" in joined["data.packing"]
     assert "'padded'" in joined["data.packing"]
     assert "mine.yaml:7:" in joined["train.learning_rate"]
@@ -102,7 +103,7 @@ def test_a_union_section_without_its_name_is_the_default_variant(tmp_path: Path)
 
 def test_an_error_of_a_section_that_an_override_caused_names_the_override(tmp_path: Path) -> None:
     found = problems(tmp_path, "train: {max_steps: 3}\ndata: {packing: padded}\n", "train.max_epochs=2")
-    assert found[0].startswith("command line (train.max_epochs=2): train: set at most one")
+    assert found[0].startswith("command line (train.max_epochs=2): train: found max_steps and max_epochs")
 
 
 def test_errors_in_union_members_and_list_items_have_their_plain_key_path(tmp_path: Path) -> None:
@@ -122,7 +123,9 @@ def test_an_error_in_an_override_names_the_override(tmp_path: Path) -> None:
     assert any("'nonsense' is not of the form key.path=value" in line for line in found)
 
 
-@pytest.mark.parametrize("override", ["train.parameter_groups.2.frozen=true", "name.x=1", "=3", "a..b=1", "seed=[1"])
+@pytest.mark.parametrize(
+    "override", ["train.parameter_groups.2.frozen=true", "train.betas.2=1", "name.x=1", "=3", "a..b=1", "seed=[1"]
+)
 def test_overrides_that_reach_nothing_are_named(tmp_path: Path, override: str) -> None:
     file_text = "name: n\ntrain: {parameter_groups: [{match: a}]}"
     assert any("command line" in line for line in problems(tmp_path, file_text, override))
@@ -135,10 +138,82 @@ def test_texts_that_mean_nothing_are_refused_with_a_hint(tmp_path: Path, word: s
 
 @pytest.mark.parametrize(
     ("text", "place"),
-    [("a: [1\nb: 2\n", "mine.yaml:"), ("- 1\n", "mapping"), ("seed: 1\nseed: 2\n", "second time"), ("a: b: c", ":1:")],
+    [
+        ("a: [1\nb: 2\n", "mine.yaml:"),
+        ("- 1\n", "must hold keys"),
+        ("seed: 1\nseed: 2\n", "second time"),
+        ("a: b: c", ":1:"),
+        ("train:\n\tseed: 1", "mine.yaml:2: not YAML: a tab"),
+        ("a: [1", "never closed"),
+        ("5: 1", "mine.yaml:1: 5: this is no name"),
+        ("a: &x [*x]", "alias"),
+        ("a: !x 1", "tags"),
+    ],
 )
 def test_files_that_are_no_mapping_are_named(tmp_path: Path, text: str, place: str) -> None:
     assert any(place in line for line in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name:", "name: found null; must be text"),
+        ("name: 5", "name: found 5; must be text; put it in quotes"),
+        ("name: my run", "name: found 'my run'; must consist of letters a-z, digits"),
+        ("data:", "data: found nothing; must be keys with values, indented below it, such as source: ..."),
+        ("model: retnet", "model: found 'retnet'; must be keys with values"),
+        ("train: {betas: [0.9]}", "train.betas: found [0.9]; must be a list of 2 items"),
+        ("train: {betas: [0.9, 0.9, 0.9]}", "train.betas: found [0.9, 0.9, 0.9]; must be a list of 2 items"),
+        ("train: {betas: [2, 0.9]}", "train.betas.0: found 2; must be below 1"),
+        ("train: {tensorboard: maybe}", "train.tensorboard: found 'maybe'; must be true or false"),
+        ("train: {batch_size: true}", "train.batch_size: found true; must be a number"),
+        ("train: {batch_size: 1:30}", "train.batch_size: found '1:30'; must be a whole number"),
+        ("train: {learning_rate: .inf}", "train.learning_rate: found .inf; must be a finite number"),
+        (
+            "train: {max_steps: None}",
+            "train.max_steps: found the text 'None'; write null (without quotes) for no value",
+        ),
+        ("train: {parameter_groups: [{match: '('}]}", "train.parameter_groups.0.match: found '('; must be a regular"),
+        ("data: {source: [a, 5]}", "data.source.1: found 5; must be text; put it in quotes"),
+        ("data: {source: {a: 1}}", "data.source: found {a: 1}; must be text; put it in quotes or a list"),
+        ("data: {folder: ''}", "data.folder: found ''; must be a path"),
+        ("data: {splits: {val: 0.1}}", "data.splits.val: unknown key; did you mean 'validation'?"),
+        ("model: {layers: 3}", "model.layers: unknown key; this is 301r_retnet's name for 'model.num_hidden_layers'"),
+    ],
+)
+def test_every_kind_of_mistake_is_one_plain_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (found,) = problems(tmp_path, text)
+    assert f"mine.yaml:1: {sentence}" in found
+
+
+def test_words_are_text_and_survive_the_resolved_copy(tmp_path: Path) -> None:
+    text = "name: 2026-01-31\ntrain: {compile: on, tensorboard: yes}\ndata: {text_column: '1e-4'}\n"
+    config = load_config(write(tmp_path, text + "generate: {prompts: [yes, ~x, 'on: # \"', 'true', '1:30', '010']}\n"))
+    assert (config.name, config.train.compile, config.train.tensorboard) == ("2026-01-31", "on", True)
+    assert config.generate.prompts == ["yes", "~x", 'on: # "', "true", "1:30", "010"]
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+def test_overrides_reach_items_of_lists_that_the_file_leaves_to_their_default(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "name: n"), ["train.betas[1]=0.99", "generate.prompts.0=class "])
+    assert (config.train.betas, config.generate.prompts) == ((0.9, 0.99), ["class"])
+
+
+def test_old_names_in_the_readme_hint_at_the_new_ones(tmp_path: Path) -> None:
+    table = (PROJECT_ROOT / "README.md").read_text().split("| 301r_retnet | RetLab | |")[1].split("\n\n")[0]
+    rows = [row.split("|")[1:3] for row in table.strip().splitlines()[1:]]
+    for old, new in rows:
+        for key in set(re.findall(r"`(\w+)[`:]", old)) - {"CO2_outfile"}:
+            (found,) = problems(tmp_path, f"{key}: 1")
+            hint = re.findall(r"'([\w.]+)'", found)[0]
+            assert hint.split(".")[-1] in new, (found, new)
+
+
+def test_files_of_other_editors(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"\xef\xbb\xbfname: a\r\nseed: 3\r\n")
+    assert load_config(file).seed == 3
+    assert load_config(write(tmp_path, "")) == load_config(write(tmp_path, "# nothing\n"))
 
 
 def test_missing_folder_binary_and_unreadable_files(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
 
 def _project_root() -> Path:
@@ -25,8 +25,15 @@ def portable(path: Path) -> str:
     return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
 
 
+def _not_empty(path: Any) -> Any:
+    if path == "":
+        raise ValueError("must be a path; write . for the folder of the project itself")
+    return path
+
+
 ProjectPath = Annotated[
     Path,
+    BeforeValidator(_not_empty),
     AfterValidator(absolute),
     PlainSerializer(portable, return_type=str),
     WithJsonSchema({"type": "string", "format": "path"}),

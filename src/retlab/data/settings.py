@@ -77,9 +77,9 @@ class DataSection(Section):
             raise ValueError(f"name at least one source: {STDLIB}, {HUB}datasets/OWNER/NAME, a file, folder or glob")
         for entry in entries:
             if entry.startswith(HUB) and not _HUB_ENTRY.fullmatch(entry):
-                raise ValueError(f"{entry!r} is not of the form {HUB}datasets/OWNER/NAME[@REVISION][/path or glob]")
+                raise ValueError(f"'{entry}' is not of the form {HUB}datasets/OWNER/NAME[@REVISION][/path or glob]")
             if "://" in entry and not entry.startswith(HUB):
-                raise ValueError(f"{entry!r} cannot be read; use {HUB}datasets/OWNER/NAME/... or local files")
+                raise ValueError(f"'{entry}' cannot be read; use {HUB}datasets/OWNER/NAME/... or local files")
         return source
 
     @property

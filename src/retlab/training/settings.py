@@ -1,10 +1,13 @@
 """The `train` section of the configuration."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from retlab.section import Section
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Warmup(Section):
@@ -74,6 +77,15 @@ class ParameterGroup(Section):
     frozen: bool = False
     "Leave these parameters as they are."
 
+    @field_validator("match")
+    @classmethod
+    def _is_an_expression(cls, match: str) -> str:
+        try:
+            re.compile(match)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression, but {error}") from None
+        return match
+
 
 class TrainSection(Section):
     """How the model is trained."""
@@ -92,7 +104,7 @@ class TrainSection(Section):
     "Highest learning rate."
     schedule: Schedule = CosineSchedule()
     "Course of the learning rate."
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     "AdamW's decay rates of the two moments."
     epsilon: float = Field(default=1e-8, gt=0)
     "AdamW's epsilon."
@@ -141,7 +153,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        lengths = {key: getattr(self, key) for key in ("max_steps", "max_tokens", "max_epochs")}
-        if sum(value is not None for value in lengths.values()) > 1:
-            raise ValueError(f"set at most one of max_steps, max_tokens and max_epochs (found {lengths})")
+        keys = [key for key in ("max_steps", "max_tokens", "max_epochs") if getattr(self, key) is not None]
+        if len(keys) > 1:
+            raise ValueError(f"found {' and '.join(keys)}; set at most one of max_steps, max_tokens and max_epochs")
         return self
