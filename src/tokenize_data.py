@@ -3,11 +3,13 @@
 python src/tokenize_data.py configs/quickstart.yaml train validation test
 """
 
+from pathlib import Path
+from typing import Any
+
 from retlab.artifacts import read_manifest
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS, SplitName
-from retlab.data.tokens import tokenise
 from retlab.stage import Stage
 
 
@@ -29,9 +31,16 @@ def _tokenise(config: ExperimentConfig, command: StageCommand, split: SplitName)
         inputs=[data.splits_folder, tokenizer],
         output=data.shards_folder(split),
     )
-    report = {}
-    texts = data.splits_folder / split
-    if stage.run(lambda folder: report.update(tokenise(data, texts, tokenizer, folder)) or report):
+    report: dict[str, Any] = {}
+
+    def build(folder: Path) -> dict[str, Any]:
+        # Imported here, so that a stage that is up to date says so at once.
+        from retlab.data.tokens import tokenise
+
+        report.update(tokenise(data, data.splits_folder / split, tokenizer, folder))
+        return report
+
+    if stage.run(build):
         stage.say(f"{report['documents']:,} documents, {report['tokens']:,} tokens, {report['bytes']:,} bytes")
         done = [read_manifest(data.shards_folder(name)) for name in SPLITS]
         tokens = [manifest["report"]["tokens"] for manifest in done if manifest]

@@ -3,9 +3,11 @@
 python src/train_tokenizer.py configs/quickstart.yaml tokenizer.vocab_size=4096
 """
 
+from pathlib import Path
+from typing import Any
+
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
-from retlab.data.tokenizer import make_tokenizer
 from retlab.stage import Stage
 
 
@@ -22,8 +24,16 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         inputs=[splits],
         output=section.folder,
     )
-    report = {}
-    if stage.run(lambda folder: report.update(make_tokenizer(section, splits, folder)) or report):
+    report: dict[str, Any] = {}
+
+    def build(folder: Path) -> dict[str, Any]:
+        # Imported here, so that a stage that is up to date says so at once.
+        from retlab.data.tokenizer import make_tokenizer
+
+        report.update(make_tokenizer(section, splits, folder))
+        return report
+
+    if stage.run(build):
         requested = report.get("vocab_size_requested", report["vocab_size"])
         reached = "" if requested == report["vocab_size"] else f" (the text does not give the {requested:,} asked for)"
         stage.say(f"{report['vocab_size']:,} tokens{reached}")

@@ -41,6 +41,33 @@ def test_numbered_scripts_say_what_is_wrong_and_exit_with_2(script: Path, tmp_pa
         assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "sentence"),
+    [
+        ("run_pipeline.sh", [], "CONFIG is missing"),
+        ("04_tokenize_data.sh", ["seed=3"], "the experiment's YAML file comes first"),
+        ("run_stage.sh", [], "name a stage first"),
+        ("run_stage.sh", ["compare_runs"], "RUN_FOLDER is missing"),
+        ("run_stage.sh", ["compare_runs", "--all"], "--all is not understood"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(script: str, words: list[str], sentence: str) -> None:
+    command = ["bash", str(SCRIPTS / script), *words]
+    answer = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr.count("\n"), answer.stdout) == (2, 1, ""), answer.stderr
+    assert sentence in answer.stderr
+
+
+def test_an_environment_without_the_requirements_is_named(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "empty")], check=True)
+    command = ["bash", str(SCRIPTS / "run_pipeline.sh"), str(PROJECT_ROOT / "configs" / "quickstart.yaml")]
+    changed = environment() | {"VIRTUAL_ENV": str(tmp_path / "empty")}
+    changed.pop("PYTHONPATH", None)
+    answer = subprocess.run(command, env=changed, capture_output=True, text=True)
+    assert (answer.returncode, "setup_environment.sh" in answer.stderr) == (2, True)
+    assert "Traceback" not in answer.stderr
+
+
 def test_tokenize_takes_the_names_of_splits(tiny_lab: Path) -> None:
     config = str(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml")
     script = str(SCRIPTS / "04_tokenize_data.sh")

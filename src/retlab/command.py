@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from retlab.config import ExperimentConfig, load_config
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
@@ -27,24 +29,49 @@ class StageCommand:
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are sentences. The description is the docstring of the script."""
+
+    def __init__(self, usage: str) -> None:
+        main = sys.modules["__main__"]
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage=usage, description=main.__doc__, formatter_class=layout, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}; see {Path(sys.argv[0]).name} --help")
+
+    def refuse_unknown(self, words: Sequence[str], others: Sequence[str]) -> None:
+        """Raise a UserError that names the first word and what it could be: an option or one of the others."""
+        if not words:
+            return
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        allowed = [*others, *(name for name in options if name != "--help")]
+        close = difflib.get_close_matches(words[0], allowed, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"command line: {words[0]} is not understood{hint}; allowed are {', '.join(allowed)}")
+
+
 def _parse(
     arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
 ) -> tuple[ExperimentConfig, StageCommand]:
-    main = sys.modules["__main__"]
-    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="the experiment's YAML file")
-    what = "key.path=value" + (f" or {' | '.join(words)}" if words else "")
-    parser.add_argument("rest", metavar=what, nargs="*", help="overrides of the configuration")
+    names = f" [{' '.join(words)}]" if words else ""
+    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]")
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="the experiment's YAML file")
+    rest = "overrides of the configuration, such as train.batch_size=8" + (
+        f"; or some of {', '.join(words)}" if words else ""
+    )
+    parser.add_argument("rest", metavar="key.path=value", nargs="*", help=rest)
     parser.add_argument("--force", action="store_true", help="do the work even if it is up to date")
     parser.add_argument("--verify", action="store_true", help="compare full contents in place of sizes and times")
     if configure:
         configure(parser)
-    options = parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     chosen = [word for word in options.rest if "=" not in word]
-    unknown = [word for word in chosen if word not in words]
-    if unknown:
-        allowed = f"key.path=value{''.join(f', {word}' for word in words)}"
-        raise UserError(f"command line: {unknown[0]!r} is not understood; allowed after CONFIG are {allowed}")
+    parser.refuse_unknown([*unknown, *(word for word in chosen if word not in words)], ["key.path=value", *words])
+    if options.config is None:
+        raise UserError("command line: CONFIG is missing; name the experiment's YAML file")
+    if "=" in str(options.config) and not options.config.exists():
+        raise UserError(f"command line: the experiment's YAML file comes first, before {options.config}")
     config = load_config(options.config, [word for word in options.rest if "=" in word])
     return config, StageCommand(options.force, options.verify, tuple(chosen), options)
 
