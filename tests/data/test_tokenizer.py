@@ -136,15 +136,17 @@ def test_max_bytes_takes_the_beginning(tmp_path: Path) -> None:
     assert "xyz" in everything
 
 
-def test_an_endless_word_trains_in_small_memory(tmp_path: Path) -> None:
+def test_endless_words_and_documents_take_little_memory(tmp_path: Path) -> None:
     import resource
 
     # Distinct letters: as one word, or as one for each piece, 60 MB would take gigabytes.
     letters = "".join(chr(0x4E00 + (i * i * 7919 + i) % 20_000) for i in range(1_000_000))
     write_split(tmp_path / "train", [[letters[i * 1000 :] for i in range(20)] + ["plain words here " * 100]])
-    write_split(tmp_path / "validation", [["words"]])
+    # At once, it would take a gigabyte to measure.
+    write_split(tmp_path / "validation", [["words " * 1_200_000]])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    make_tokenizer(TokenizerSection(vocab_size=300), tmp_path, tmp_path / "tokenizer")
+    report = make_tokenizer(TokenizerSection(vocab_size=300), tmp_path, tmp_path / "tokenizer")
+    assert report["validation_bytes"] == 7_200_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000
     assert len(load_tokenizer(tmp_path / "tokenizer")) == 300
 

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-import regex
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 PIECE = 2**16
@@ -31,12 +30,13 @@ MOST_TRIALS = 64
 TRIAL_CONTEXT = 512
 """Characters before and behind a cut that are looked at."""
 
-# The expression of GPT-2 (Radford et al., 2019), as the byte-level pre-tokeniser of `tokenizers` has it.
-# White space by its Unicode property, as there: Python's own notion has four control characters more.
-_WORD = regex.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+"
-    r"|(?P<space>\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+)"
-)
+# GPT-2's words (Radford et al., 2019). Found by the pre-tokeniser itself, because every library has its own version of
+# Unicode's tables of letters.
+_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_ALPHABET = set(pre_tokenizers.ByteLevel.alphabet())
+_LOOK_AHEAD = 3
+"""Characters behind a word that can have a say in where it ends: an apostrophe and two letters are one word."""
+
 CUT = re.compile(r"(?<=[!-~\w])(?=[ \n])")
 """Matches nothing, at the places of rule 1."""
 
@@ -51,6 +51,8 @@ class Piece(NamedTuple):
 
 def can_be_cut(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer is the byte-level BPE that the rules of this module hold for."""
+    if not tokenizer.get_vocab(with_added_tokens=False).keys() >= _ALPHABET:
+        return False
     description = json.loads(tokenizer.to_str())
     model, words = description["model"], description["pre_tokenizer"] or {}
     plain = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
@@ -82,15 +84,24 @@ def pieces(text: str, size: int = PIECE) -> Iterator[Piece]:
 
 def _end_of_words(text: str, start: int, size: int) -> tuple[int, bool]:
     """End of the last visible word that ends within `size` characters; without one, end of the first word, and True."""
-    first = end = start
-    for word in _WORD.finditer(text, start):
-        if first == start:
-            first = word.end()
-        if word.end() > start + size:
+    stretch = text[start : start + size + _LOOK_AHEAD]
+    words = [span for _, span in _WORDS.pre_tokenize_str(stretch)]
+    for low, high in reversed(words):
+        if high <= size and not stretch[low:high].isspace():
+            return start + high, False
+    end = start + words[0][1]
+    return (end if words[0][1] < len(stretch) else _end_of_word(text, end, size)), True
+
+
+def _end_of_word(text: str, end: int, size: int) -> int:
+    """End of a word that goes on at least up to `end`. Its last two characters say what it may go on with."""
+    while end < len(text):
+        stretch = text[end - 2 : end + size]
+        _, (_, length) = _WORDS.pre_tokenize_str(stretch)[0]
+        end += length - 2
+        if length < len(stretch):
             break
-        if word["space"] is None:
-            end = word.end()
-    return (end, False) if end > start else (first, True)
+    return end
 
 
 def tried_pieces(tokenizer: Tokenizer, text: str, size: int = PIECE) -> Iterator[Piece]:

@@ -13,9 +13,14 @@ from retlab.data.reading import parts_of, readable
 from retlab.errors import UserError
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type that token ids have on disk."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
 def shard_schema(vocab_size: int) -> pa.Schema:
     """Columns of a token shard: `input_ids` (without end-of-text token), `tokens` and UTF-8 `bytes` of a document."""
-    dtype = pa.uint16() if vocab_size <= 2**16 else pa.uint32()
+    dtype = pa.from_numpy_dtype(token_dtype(vocab_size))
     return pa.schema(
         [
             pa.field("input_ids", pa.list_(pa.field("element", dtype, nullable=False)), nullable=False),

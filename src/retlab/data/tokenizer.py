@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow.compute as pc
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from retlab.data.encoding import Encoder
 from retlab.data.reading import parts_of, text_bytes, texts_of
 from retlab.data.settings import TokenizerSection
 from retlab.errors import UserError
@@ -51,12 +54,13 @@ def make_tokenizer(section: TokenizerSection, splits_folder: Path, folder: Path)
         tokenizer = import_tokenizer(section.from_pretrained)
         tokenizer.save_pretrained(folder)
         requested = {"from_pretrained": section.from_pretrained}
+    vocab_size = vocabulary_size(tokenizer)
     return {
         **requested,
-        "vocab_size": vocabulary_size(tokenizer),
+        "vocab_size": vocab_size,
         "eos_id": tokenizer.eos_token_id,
         "pad_id": tokenizer.pad_token_id,
-        **_bytes_per_token(text_tokenizer(tokenizer), splits_folder / "validation"),
+        **_bytes_per_token(Encoder(text_tokenizer(tokenizer), vocab_size), splits_folder / "validation"),
     }
 
 
@@ -206,11 +210,11 @@ def _training_pieces(text: str) -> Iterator[str]:
         yield piece if is_plain else _LONG_RUN.sub(r"\1\2", piece)
 
 
-def _bytes_per_token(core: Tokenizer, folder: Path) -> dict[str, Any]:
+def _bytes_per_token(encoder: Encoder, folder: Path) -> dict[str, Any]:
     measured_bytes = tokens = 0
-    for texts in _text_lots(folder):
-        measured_bytes += sum(len(text.encode()) for text in texts)
-        tokens += sum(len(encoding) for encoding in core.encode_batch_fast(texts, add_special_tokens=False))
+    for ids, size in _encoded(encoder, folder):
+        measured_bytes += size
+        tokens += len(ids)
         if measured_bytes >= MEASURED_BYTES:
             break
     return {
@@ -218,6 +222,14 @@ def _bytes_per_token(core: Tokenizer, folder: Path) -> dict[str, Any]:
         "validation_tokens": tokens,
         "validation_bytes_per_token": round(measured_bytes / tokens, 4) if tokens else None,
     }
+
+
+def _encoded(encoder: Encoder, folder: Path) -> Iterator[tuple[np.ndarray, int]]:
+    """Ids and UTF-8 bytes of each document of a split."""
+    for path in parts_of(folder):
+        for texts in texts_of(path):
+            sizes = pc.binary_length(texts).to_pylist()
+            yield from zip(encoder.documents(texts, path), sizes, strict=True)
 
 
 def _text_lots(folder: Path) -> Iterator[list[str]]:

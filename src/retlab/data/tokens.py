@@ -1,8 +1,6 @@
 """Documents into token shards: batched encoding in bounded memory, the same bytes whatever the number of workers."""
 
-import os
 import threading
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,29 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
 from retlab.artifacts import sha256_file
+from retlab.data.encoding import Encoder, cores
 from retlab.data.parallel import run_tasks
-from retlab.data.pieces import Piece, can_be_cut, encode_word, pieces, tried_pieces
 from retlab.data.reading import parts_of, text_bytes, texts_of
 from retlab.data.settings import DataSection
 from retlab.data.shards import shard_schema
 from retlab.data.tokenizer import load_tokenizer, text_tokenizer, vocabulary_size
-from retlab.data.word_memo import WordMemo
 from retlab.errors import Interrupted, UserError
 from retlab.progress import Progress, progress
 
 ROW_GROUP_TOKENS = 2**20
 ROW_GROUP_DOCUMENTS = 4096
-LONGEST_WHOLE = 2**23
-"""Characters that are encoded at once at most, which takes about 150 bytes for each."""
-LOT_CHARACTERS = 2**20
-"""Text that the tokenizer gets at once, to spread over its own threads."""
 MOST_THREADS = 4
 """The tokenizer has a thread per core itself; more of ours add memory and no speed."""
-FEW_CORES = 4
-"""Up to so many, looking words up on one core (4.6 MB/s measured) beats the tokenizer's threads (1.6 MB/s a core)."""
 
 
 def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:
@@ -57,10 +47,10 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     parts = parts_of(texts_folder)
     if not parts:
         raise UserError(f"{texts_folder} holds no documents; get more text and split it again")
-    threads = section.dask_workers or min(MOST_THREADS, _cores())
-    encoder = _Encoder(text_tokenizer(tokenizer), vocab_size)
+    threads = section.dask_workers or min(MOST_THREADS, cores())
+    encoder, schema = Encoder(text_tokenizer(tokenizer), vocab_size), shard_schema(vocab_size)
     with progress(f"tokenise {texts_folder.name}", text_bytes(texts_folder), "byte") as bar:
-        job = _Job(encoder, bar)
+        job = _Job(encoder, schema, bar)
         try:
             calls = [(part, folder / part.name) for part in parts]
             counts = np.array(run_tasks(job.run, calls, threads, lambda _: None))
@@ -79,99 +69,28 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     }
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-class _Encoder:
-    """Text to ids, documents in pieces where the tokenizer allows it."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self.tokenizer, self.can_be_cut = tokenizer, can_be_cut(tokenizer)
-        self.schema = shard_schema(vocab_size)
-        self.dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-        use_memo = self.can_be_cut and _cores() <= FEW_CORES
-        self.memo = WordMemo(tokenizer, self.dtype) if use_memo else None
-
-    def documents(self, texts: Iterable[str], source: Path) -> Iterator[np.ndarray]:
-        """Ids of each document of a file, in order."""
-        parts: list[np.ndarray] = []
-        for lot in _lots(self._pieces(texts, source)):
-            for ids, ends in zip(self._encode([piece for piece, _ in lot]), [ends for _, ends in lot], strict=True):
-                parts.append(ids)
-                if ends:
-                    yield parts[0] if len(parts) == 1 else np.concatenate(parts)
-                    parts = []
-
-    def _pieces(self, texts: Iterable[str], source: Path) -> Iterator[tuple[Piece, bool]]:
-        """Each document's pieces, and whether a piece is its last."""
-        for text in texts:
-            last = Piece("", False)
-            for number, piece in enumerate(pieces(text) if self.can_be_cut else tried_pieces(self.tokenizer, text)):
-                if len(piece.text) > LONGEST_WHOLE and not piece.is_word:
-                    raise UserError(
-                        f"{source}: a document of {len(text):,} characters cannot be cut for this tokenizer without"
-                        f" other tokens, and more than {LONGEST_WHOLE:,} at once take too much memory; split or drop it"
-                    )
-                if number:
-                    yield last, False
-                last = piece
-            yield last, True
-
-    def _encode(self, lot: list[Piece]) -> list[np.ndarray]:
-        if self.memo is not None:
-            return [self._encode_word(piece.text) if piece.is_word else self.memo.encode(piece.text) for piece in lot]
-        texts = [piece.text for piece in lot if not piece.is_word]
-        encodings = iter(self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return [
-            self._encode_word(piece.text) if piece.is_word else np.array(next(encodings).ids, dtype=self.dtype)
-            for piece in lot
-        ]
-
-    def _encode_word(self, word: str) -> np.ndarray:
-        return np.array(encode_word(self.tokenizer, word), dtype=self.dtype)
-
-
-def _lots(all_pieces: Iterable[tuple[Piece, bool]]) -> Iterator[list[tuple[Piece, bool]]]:
-    lot: list[tuple[Piece, bool]] = []
-    characters = 0
-    for piece, ends in all_pieces:
-        lot.append((piece, ends))
-        characters += len(piece.text)
-        if characters >= LOT_CHARACTERS:
-            yield lot
-            lot, characters = [], 0
-    if lot:
-        yield lot
-
-
 @dataclass(eq=False)
 class _Job:
     """Encoding the parts of one split, several at a time."""
 
-    encoder: _Encoder
+    encoder: Encoder
+    schema: pa.Schema
     bar: Progress
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, source: Path, target: Path) -> tuple[int, int, int]:
         """Encode one part. Returns its documents, tokens and bytes of text."""
-        with _ShardFile(target, self.encoder.schema) as shard:
+        with _ShardFile(target, self.schema) as shard:
             for texts in texts_of(source):
                 sizes = pc.binary_length(texts).to_numpy()
-                for ids, size in zip(self.encoder.documents(_each(texts), source), sizes, strict=True):
+                for ids, size in zip(self.encoder.documents(texts, source), sizes, strict=True):
                     if self.stopped.is_set():
                         raise Interrupted("another part failed or a signal came")
                     shard.add(ids, int(size))
                     with self.lock:
                         self.bar.advance(int(size))
         return shard.documents, shard.tokens, shard.bytes
-
-
-def _each(texts: pa.LargeStringArray) -> Iterator[str]:
-    # A few at a time: as Python strings, a row group of short texts takes twice its memory.
-    for start in range(0, len(texts), 256):
-        yield from texts.slice(start, 256).to_pylist()
 
 
 class _ShardFile:
