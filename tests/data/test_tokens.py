@@ -35,7 +35,7 @@ WORDS = [
     "\u3000",
     "\x85",
 ]
-WORDS += ["\x1c", "'r", "'re", "ab", "abc"]
+WORDS += ["\u3000", "\x85", "\x1c", "'r", "'re", "ab", "abc"]
 # Letters of new versions of Unicode, which not every library knows.
 WORDS += ["\u088f", "\U000323b0"]
 
