@@ -12,17 +12,17 @@ from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.sources import local_state
 from retlab.stage import Stage
+from retlab.upstream import download_settings
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Write the documents of `data.source` to `data.folder`/raw."""
     data = config.data
-    decisive = {"source", "format", "text_column", "max_documents", "max_bytes", "on_bad_line"}
     stage = Stage(
         "download_data",
         config,
         command,
-        settings={f"data.{key}": value for key, value in data.model_dump(mode="json", include=decisive).items()},
+        settings=download_settings(config),
         inputs=[],
         sources=local_state(data),
         output=data.raw_folder,

@@ -9,17 +9,17 @@ from typing import Any
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.stage import Stage
+from retlab.upstream import split_settings
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Write the splits of `data.folder`/raw to `data.folder`/splits."""
     data = config.data
-    decisive = {"splits", "split_seed", "shuffle"}
     stage = Stage(
         "split_data",
         config,
         command,
-        settings={f"data.{key}": value for key, value in data.model_dump(mode="json", include=decisive).items()},
+        settings=split_settings(config),
         inputs=[data.raw_folder],
         output=data.splits_folder,
     )

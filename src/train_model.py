@@ -17,7 +17,8 @@ from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model, vocabulary_size
 from retlab.section import absolute, portable
 from retlab.stage import Stage
-from retlab.training.request import TrainingRequest, deciding_settings, source_of_weights
+from retlab.training.request import TrainingRequest, source_of_weights
+from retlab.upstream import train_settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         "train_model",
         config,
         command,
-        settings=settings_of(config),
+        settings=train_settings(config),
         inputs=[*shards, config.tokenizer.folder],
         output=config.run_folder / "model",
         sources=source_of_weights(config.train.init_from),
@@ -56,7 +57,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
 
         names = ("train shards", "validation shards", "tokenizer")
         inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
-        request = make_request(config, settings_of(config) | inputs, command.force)
+        request = make_request(config, train_settings(config) | inputs, command.force)
         result = train(request, say=stage.say, stop_requested=stage.stop_requested, on_start=stage.write_config)
         stage.volatile.update(result.speed())
         if result.state.stopped_early:
@@ -66,12 +67,6 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         return result.report()
 
     stage.run(build)
-
-
-def settings_of(config: ExperimentConfig) -> dict[str, Any]:
-    """What decides the trained model."""
-    settings = deciding_settings(config.seed, config.data, config.model, config.train)
-    return settings | {"model.vocab_size": vocabulary_size(config)}
 
 
 def make_request(config: ExperimentConfig, identity: dict[str, Any], start_anew: bool = False) -> TrainingRequest:

@@ -9,18 +9,18 @@ from typing import Any
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.stage import Stage
+from retlab.upstream import tokenizer_settings
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Write the tokenizer to `tokenizer.folder`."""
     section, splits = config.tokenizer, config.data.splits_folder
     assert section.folder is not None
-    decisive = {"from_pretrained"} if section.from_pretrained else {"vocab_size", "min_frequency", "max_bytes"}
     stage = Stage(
         "train_tokenizer",
         config,
         command,
-        settings={f"tokenizer.{key}": value for key, value in section.model_dump(include=decisive).items()},
+        settings=tokenizer_settings(config),
         inputs=[splits],
         output=section.folder,
     )

@@ -100,7 +100,7 @@ def test_a_copied_folder_with_other_times_is_still_itself(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_manifest_has_no_fingerprint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the finished output"):
+    with pytest.raises(UserError, match="no finished output"):
         artifacts.fingerprint(tmp_path)
 
 

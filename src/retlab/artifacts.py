@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retlab.errors import UserError
+from retlab.section import shown_path
 
 MANIFEST = "manifest.json"
 
@@ -129,7 +130,7 @@ def fingerprint(folder: Path) -> str:
     """`fingerprint_of` a published folder. Raises UserError where a stage has not finished it."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} is not the finished output of a stage; run the stage that makes it first")
+        raise UserError(f"{shown_path(folder)} is no finished output of a stage; run the stage that makes it first")
     return fingerprint_of(manifest)
 
 
@@ -159,11 +160,11 @@ def damage(folder: Path, manifest: dict[str, Any], verify: bool) -> str | None:
         try:
             status = file.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return f"{file} is missing"
+            return f"{shown_path(file)} is missing"
         if status.st_size != entry["bytes"]:
-            return f"{file} has {status.st_size} bytes instead of {entry['bytes']}"
+            return f"{shown_path(file)} has {status.st_size:,} bytes instead of {entry['bytes']:,}"
         if (verify or status.st_mtime_ns != times.get(name)) and sha256_file(file) != entry["sha256"]:
-            return f"the content of {file} has changed"
+            return f"the content of {shown_path(file)} has changed"
     return None
 
 

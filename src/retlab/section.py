@@ -25,6 +25,28 @@ def portable(path: Path) -> str:
     return str(path.relative_to(PROJECT_ROOT)) if path.is_relative_to(PROJECT_ROOT) else str(path)
 
 
+def shown_path(path: Path) -> str:
+    """The path as people find it from where they are: relative to the working directory where it lies inside it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+SCRIPTS = {
+    "download_data": "01_download_data.sh",
+    "split_data": "02_split_data.sh",
+    "train_tokenizer": "03_train_tokenizer.sh",
+    "tokenize_data": "04_tokenize_data.sh",
+    "train_model": "05_train_model.sh",
+    "evaluate_model": "06_evaluate_model.sh",
+}
+"""The script of each stage."""
+
+
+def script(stage: str) -> str:
+    """How to run a stage, for messages."""
+    return f"bash {shown_path(PROJECT_ROOT / 'scripts' / SCRIPTS[stage])}"
+
+
 def _not_empty(path: Any) -> Any:
     if path == "":
         raise ValueError("must be a path; write . for the folder of the project itself")

@@ -17,16 +17,9 @@ from retlab.config import ExperimentConfig, dump_config
 from retlab.emissions import track_emissions
 from retlab.errors import Interrupted, UserError
 from retlab.progress import duration
-from retlab.section import portable
-
-SCRIPTS = {
-    "download_data": "scripts/01_download_data.sh",
-    "split_data": "scripts/02_split_data.sh",
-    "train_tokenizer": "scripts/03_train_tokenizer.sh",
-    "tokenize_data": "scripts/04_tokenize_data.sh",
-    "train_model": "scripts/05_train_model.sh",
-    "evaluate_model": "scripts/06_evaluate_model.sh",
-}
+from retlab.section import absolute, portable, script, shown_path
+from retlab.upstream import outdated
+from retlab.yaml_file import shown
 
 
 def is_main_process() -> bool:
@@ -38,7 +31,7 @@ class Stage:
     """One step of the pipeline, from finished input folders to one finished output.
 
     Args:
-        name: the stage's name, as in `SCRIPTS`.
+        name: the stage's name, as of its script.
         config: the whole configuration.
         command: what the command line asked for.
         settings: the configuration values that decide the output, by dotted key.
@@ -96,13 +89,14 @@ class Stage:
             return None
         now = self._describe()
         found = [
-            f"{key}: {_shown(manifest[group].get(key))} -> {_shown(now[group].get(key))}"
+            f"{key}: {_change(group, manifest[group].get(key), now[group].get(key))}"
             for group in ("settings", "sources")
             for key in sorted(manifest[group].keys() | now[group].keys())
             if manifest[group].get(key) != now[group].get(key)
         ]
         before = manifest["inputs"]
-        found += [f"input {name} has changed" for name, value in now["inputs"].items() if before.get(name) != value]
+        changed = [absolute(name) for name, value in now["inputs"].items() if before.get(name) != value]
+        found += [f"input {shown_path(folder)} has changed" for folder in changed]
         damage = artifacts.damage(self.output, manifest, self.command.verify)
         return found + ([damage] if damage else [])
 
@@ -116,10 +110,20 @@ class Stage:
             self._install_signals()
             build(self._partial)
             return True
+        missing = self._missing_folders()
+        try:
+            return self._run(build)
+        except (UserError, OSError):
+            self._undo(missing)
+            raise
+
+    def _run(self, build: Callable[[Path], dict[str, Any]]) -> bool:
         with contextlib.ExitStack() as stack:
             for folder in self.inputs:
                 stack.enter_context(artifacts.lock(folder, False, partial(self._waiting, folder)))
             self._check_inputs()
+            for line in outdated(self.config, self.name, self.inputs):
+                self.say(line)
             if self._is_current():
                 return False
             self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +141,24 @@ class Stage:
             self._work(build)
         return True
 
+    def _missing_folders(self) -> list[Path]:
+        """The folders that this attempt would be the first to make, inner ones first."""
+        wanted = (self.config.run_folder, self.output)
+        missing = {folder for path in wanted for folder in (path, *path.parents) if not folder.exists()}
+        return sorted(missing, key=lambda folder: -len(folder.parts))
+
+    def _undo(self, missing: Sequence[Path]) -> None:
+        """Take away the folders that a refused attempt made and put no result into."""
+        run = self.config.run_folder
+        with contextlib.suppress(OSError):
+            made = {file.relative_to(run).parts[0] for file in run.rglob("*") if file.is_file()}
+            rows = list((run / "emissions").glob("[!.]*"))
+            if run in missing and made <= {"config.yaml", "emissions", "emissions.csv"} and len(rows) <= 1:
+                shutil.rmtree(run)
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
     def _is_current(self) -> bool:
         """Whether the finished output is up to date, without waiting for those who only read it."""
         if self.command.force or not self.output.exists():
@@ -144,7 +166,7 @@ class Stage:
         with artifacts.lock(self._target, False, lambda: self._waiting(self._target)):
             if self.changes() != []:
                 return False
-        self.say(f"up to date: {portable(self.output)}")
+        self.say(f"up to date: {shown_path(self.output)}")
         return True
 
     def _announce(self, changes: list[str] | None) -> None:
@@ -165,11 +187,11 @@ class Stage:
             manifest = artifacts.read_manifest(folder)
             if manifest is None:
                 raise UserError(
-                    f"{portable(folder)} does not hold the finished output that {self.name} needs;{_hint(folder, None)}"
+                    f"{shown_path(folder)} is not finished, and {self.name} needs it; {_hint(folder, None)}"
                 )
             damage = artifacts.damage(folder, manifest, self.command.verify)
             if damage:
-                raise UserError(f"{damage} since {manifest['stage']} wrote it;{_hint(folder, manifest)}")
+                raise UserError(f"{damage} since {manifest['stage']} wrote it; {_hint(folder, manifest)}")
 
     @property
     def _partial(self) -> Path:
@@ -188,9 +210,9 @@ class Stage:
 
     def _work(self, build: Callable[[Path], dict[str, Any]]) -> None:
         self._install_signals()
-        self._keep_config()
         started, clock = datetime.now(UTC), time.monotonic()
         try:
+            self._keep_config()
             with track_emissions(self.config.emissions, self.config.run_folder, self.label) as energy:
                 report = build(self._partial)
         except BaseException:
@@ -222,7 +244,7 @@ class Stage:
             artifacts.publish_files(self._partial, self.output, self._manifest_name)
         else:
             artifacts.publish_folder(self._partial, self.output)
-        self.say(f"done in {duration(time.monotonic() - clock)}: {portable(self.output)}")
+        self.say(f"done in {duration(time.monotonic() - clock)}: {shown_path(self.output)}")
 
     def write_config(self) -> None:
         """Leave the resolved configuration in the run folder."""
@@ -235,7 +257,7 @@ class Stage:
             self.write_config()
 
     def _waiting(self, path: Path) -> None:
-        self.say(f"waiting: another process is using {portable(path)}")
+        self.say(f"waiting: another process is using {shown_path(path)}")
 
     def _install_signals(self) -> None:
         def handle(number: int, _frame: object) -> None:
@@ -247,18 +269,17 @@ class Stage:
             signal.signal(number, handle)
 
 
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _change(group: str, before: Any, now: Any) -> str:
+    # What is known of source files is a hash, or sizes and times in nanoseconds: of use to nobody.
+    if group == "sources" and not isinstance(now, int):
+        return "changed"
+    return f"{shown(before)} -> {shown(now)}"
 
 
 def _hint(folder: Path, manifest: dict[str, Any] | None) -> str:
     places = {"raw": "download_data", "splits": "split_data", "tokenizer": "train_tokenizer", "model": "train_model"}
-    name = manifest["stage"].split()[0] if manifest else places.get(folder.name, "")
-    if not name and folder.name in ("train", "validation", "test"):
-        name = "tokenize_data"
-    return (
-        f" run {SCRIPTS[name]} with this configuration{' and --force' if manifest else ''}"
-        if name in SCRIPTS
-        else (" run the stage that makes it first")
-    )
+    places |= dict.fromkeys(("train", "validation", "test"), "tokenize_data")
+    name = manifest["stage"].split()[0] if manifest else places.get(folder.name)
+    if name is None:
+        return "run the stage that makes it first"
+    return f"run {script(name)} with this configuration{' and --force' if manifest else ''}"

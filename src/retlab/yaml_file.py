@@ -133,7 +133,7 @@ def shown(value: Any) -> str:
 def read(file: Path) -> tuple[Any, dict[KeyPath, int], list[YamlError]]:
     """`parse` of a file. Raises YamlError for a missing, unreadable or non-text file too."""
     try:
-        return parse(file.read_text(encoding="utf-8-sig"))
+        return parse(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise YamlError(None, "there is no such file; name the YAML file of an experiment") from None
     except IsADirectoryError:
