@@ -1,8 +1,17 @@
-"""Progress as plain lines, for logs."""
+"""Progress as plain lines for logs, and as a bar on a terminal."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 
 from retlab import progress
+from retlab.section import PROJECT_ROOT
 
 
 def test_plain_lines_say_done_total_rate_and_note(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -15,6 +24,43 @@ def test_plain_lines_say_done_total_rate_and_note(capsys: pytest.CaptureFixture[
     assert lines[0].startswith("tokenise train: 50 of 200 documents (25 %), ")
     assert lines[0].endswith("left, loss 3.2")
     assert "200 of 200 documents (100 %)" in lines[-1]
+
+
+def test_work_that_ends_early_ends_at_its_total(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("download", total=5000, unit="byte") as bar:
+        bar.advance(40)
+        bar.set_total(40)
+    assert capsys.readouterr().out.startswith("download: 40 of 40 bytes (100 %), ")
+
+
+BAR = """
+import os, sys
+from retlab.progress import progress
+with progress("download", 5000, "byte") as bar:
+    bar.advance(1200)
+    bar.set_total(1200)
+"""
+
+
+@pytest.mark.parametrize("size", [(0, 0), (24, 100)])
+def test_bar_on_a_terminal(size: tuple[int, int]) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
+    subprocess.run([sys.executable, "-c", BAR], stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "download: 100%" in shown
+    assert "1.20k/1.20k" in shown
+    assert "bytes/s" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 documents"), (1, "1 document"), (2, "2 documents"), (1234, "1,234 documents")]
+)
+def test_one_is_singular(number: int, text: str) -> None:
+    assert progress.counted(number, "document") == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])

@@ -1,6 +1,7 @@
 """Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ class Progress(Protocol):
     def advance(self, amount: float = 1) -> None:
         """So many units more are done."""
 
+    def set_total(self, total: float) -> None:
+        """The whole is now known to be so many units."""
+
     def note(self, text: str) -> None:
         """A few words beside the numbers, such as the loss."""
 
@@ -27,6 +31,9 @@ class _Bar:
 
     def advance(self, amount: float = 1) -> None:
         self._bar.update(amount)
+
+    def set_total(self, total: float) -> None:
+        self._bar.total = total
 
     def note(self, text: str) -> None:
         self._bar.set_postfix_str(text, refresh=False)
@@ -46,6 +53,9 @@ class _Lines:
         if time.monotonic() - self._printed >= PLAIN_INTERVAL_SECONDS:
             self.show()
 
+    def set_total(self, total: float) -> None:
+        self._total = total
+
     def note(self, text: str) -> None:
         self._note = text
 
@@ -53,11 +63,12 @@ class _Lines:
         self._printed = time.monotonic()
         seconds = self._printed - self._started
         rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
-        text = f"{self._description}: {_count(self._done)}"
+        text = f"{self._description}: "
         if self._total:
-            text += f" of {_count(self._total)} {self._unit}s ({100 * self._done / self._total:.0f} %)"
+            text += f"{_count(self._done)} of {counted(self._total, self._unit)}"
+            text += f" ({100 * self._done / self._total:.0f} %)"
         else:
-            text += f" {self._unit}s"
+            text += counted(self._done, self._unit)
         text += f", {_count(rate)} {self._unit}s/s"
         if self._total and rate > 0 and self._done < self._total:
             text += f", {duration((self._total - self._done) / rate)} left"
@@ -68,6 +79,11 @@ class _Lines:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def counted(number: float, unit: str) -> str:
+    """A number and what it counts, given in the singular: 1 document, 2,000 documents."""
+    return f"{_count(number)} {unit}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:
@@ -91,13 +107,17 @@ def progress(description: str, total: float | None, unit: str, done: float = 0) 
         done: units that an earlier, interrupted attempt already did.
     """
     if sys.stderr.isatty():
+        sized = min(os.get_terminal_size(sys.stderr.fileno())) > 0
         with tqdm(
             desc=description,
             total=total,
             unit=f" {unit}s",
             unit_scale=True,
             initial=done,
-            dynamic_ncols=True,
+            # On a terminal that does not know its size tqdm would show nothing.
+            ncols=None if sized else 80,
+            nrows=None if sized else 24,
+            dynamic_ncols=sized,
             smoothing=0.1,
             mininterval=0.2,
         ) as bar:
