@@ -15,7 +15,7 @@ from retlab.artifacts import fingerprint
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model, vocabulary_size
-from retlab.section import absolute, portable
+from retlab.section import shown_path
 from retlab.stage import Stage
 from retlab.training.request import TrainingRequest, source_of_weights
 from retlab.upstream import train_settings
@@ -88,8 +88,9 @@ def export(config: ExperimentConfig, checkpoint: str, folder: str) -> None:
     from retlab.training.export import export_checkpoint
 
     request = make_request(config, {})
-    written = export_checkpoint(request, checkpoint, absolute(folder))
-    print(f"[train_model] exported {portable(written)} to {portable(absolute(folder))}")
+    target = Path(folder).expanduser().absolute()
+    written = export_checkpoint(request, checkpoint, target)
+    print(f"[train_model] exported {shown_path(written)} to {shown_path(target)}")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,45 @@ def test_a_training_of_other_settings_is_set_aside_and_one_of_another_model_refu
     assert (splits / "mine.2" / "metrics.csv").exists()
     assert (splits / "mine.2" / "config.yaml").read_text() == "name: mine"
     assert last(other)["model_config"]["hidden_size"] == 24
+    # Of a finished training the stage itself says what changed.
+    (splits / "mine" / "model").mkdir()
+    said.clear()
+    run(make_request(splits, "mine", {"hidden_size": 24}, max_steps=2, learning_rate=3e-2), say=said.append)
+    assert not any("learning_rate" in line for line in said)
+    assert (splits / "mine.3" / "model").exists()
+
+
+def test_an_attempt_that_left_no_checkpoint_is_written_over(splits):
+    request = make_request(splits, "early-end")
+    with pytest.raises(Interrupted, match="after step 0"):
+        run(request, stop=lambda: True)
+    assert (request.run_folder / "metrics.csv").exists()
+    run(request)
+    assert not (splits / "early-end.1").exists()
+    reference = make_request(splits, "finished-at-once")
+    run(reference)
+    assert_same_training(reference, request)
+
+
+def test_setting_aside_that_was_killed_is_finished(splits, monkeypatch):
+    run(make_request(splits, "moved", max_steps=2))
+    changed = make_request(splits, "moved", max_steps=2, learning_rate=2e-2)
+    rename = Path.rename
+
+    def die_at_metrics(self, target):
+        if self.name == "metrics.csv":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die_at_metrics)
+        with pytest.raises(KeyboardInterrupt):
+            run(changed)
+    assert (splits / ".moved.partial" / "checkpoints").exists()
+    run(changed)
+    assert sorted(file.name for file in (splits / "moved.1").iterdir()) == ["checkpoints", "metrics.csv"]
+    assert not (splits / ".moved.partial").exists()
+    assert not (splits / "moved.2").exists()
 
 
 def test_init_from_starts_at_the_weights_of_a_folder(splits, tmp_path):

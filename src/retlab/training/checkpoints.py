@@ -11,7 +11,7 @@ import torch
 
 from retlab.artifacts import sync_folder
 from retlab.errors import UserError
-from retlab.section import portable
+from retlab.section import shown_path
 
 FORMAT = 1
 """Layout of a checkpoint; files of another layout are refused."""
@@ -87,7 +87,7 @@ class CheckpointStore:
         steps = self.steps()
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no earlier checkpoint"
         return (
-            f"the checkpoint of step {step} could not be written to {portable(self.folder)} ({reason}); {kept}:"
+            f"the checkpoint of step {step} could not be written to {shown_path(self.folder)} ({reason}); {kept}:"
             " mend that, such as by freeing disk space, and run the same command again to continue"
         )
 
@@ -98,15 +98,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not readable, or no checkpoint of this program.
     """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {shown_path(path)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {portable(path)}") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         raise UserError(
-            f"{portable(path)} is no readable checkpoint ({reason}); remove it to go on from an earlier one"
+            f"{shown_path(path)} is no checkpoint, or is truncated or damaged; delete it to continue from the"
+            " checkpoint before it, or from the start where there is none"
         ) from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise UserError(f"{portable(path)} is no checkpoint of this version of RetLab; move it away to start anew")
+        raise UserError(f"{shown_path(path)} is no checkpoint of this version of RetLab; move it away to start anew")
     return checkpoint

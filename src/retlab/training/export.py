@@ -1,6 +1,8 @@
 """Checkpoints as Hugging Face folders."""
 
 import math
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from retlab.emissions_rows import read_rows
 from retlab.errors import UserError
 from retlab.models.export import export_model
 from retlab.models.model_card import ModelCardFacts
-from retlab.section import absolute, portable
+from retlab.section import shown_path
 from retlab.training.checkpoints import CheckpointStore, load_checkpoint
 from retlab.training.request import TrainingRequest
 from retlab.training.run_folder import refuse_other_model
@@ -33,16 +35,8 @@ def export_checkpoint(request: TrainingRequest, checkpoint: str, folder: Path) -
         UserError: no such checkpoint, one of another model, or a folder that is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{portable(folder)} exists already; name a new folder for the exported model")
-    store = CheckpointStore(request.run_folder / "checkpoints")
-    path = absolute(checkpoint)
-    if checkpoint in ("best", "last"):
-        last = store.last()
-        if last is None:
-            raise UserError(f"there is no checkpoint in {portable(store.folder)}; train first")
-        if checkpoint == "best" and not last["best"]:
-            raise UserError(f"no checkpoint in {portable(store.folder)} is validated yet; export the last one")
-        path = store.path(last["step"] if checkpoint == "last" else int(last["best"][0][1]))
+        raise UserError(f"{shown_path(folder)} exists already; name a new folder for the exported model")
+    path = _checkpoint_file(CheckpointStore(request.run_folder / "checkpoints"), checkpoint)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -52,6 +46,20 @@ def export_checkpoint(request: TrainingRequest, checkpoint: str, folder: Path) -
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _checkpoint_file(store: CheckpointStore, checkpoint: str) -> Path:
+    if checkpoint not in ("best", "last"):
+        path = Path(checkpoint).expanduser().absolute()
+        if not path.is_file():
+            raise UserError(f"--export: {checkpoint} is no checkpoint; allowed are best, last and a checkpoint's file")
+        return path
+    last = store.last()
+    if last is None:
+        raise UserError(f"there is no checkpoint in {shown_path(store.folder)}; train first")
+    if checkpoint == "best" and not last["best"]:
+        raise UserError(f"no checkpoint in {shown_path(store.folder)} is validated yet; export the last one")
+    return store.path(last["step"] if checkpoint == "last" else int(last["best"][0][1]))
 
 
 def _export(request: TrainingRequest, path: Path, folder: Path) -> None:
@@ -66,10 +74,11 @@ def _export(request: TrainingRequest, path: Path, folder: Path) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     except SafetensorError as error:
-        raise UserError(
-            f"the model could not be written to {portable(folder)} ({error}); its checkpoint is kept: mend that,"
-            " such as by freeing disk space, and run the same command again"
-        ) from error
+        # It tells of a full disk in its own words alone.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     finally:
         logging.enable_progress_bar()
 

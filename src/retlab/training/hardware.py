@@ -15,12 +15,16 @@ class Hardware:
     """What `choose_hardware` decided."""
 
     device: Literal["cpu", "cuda"]
+    processes: int
     bf16: bool
     compiled: bool
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        return f"{name}, {'bf16' if self.bf16 else 'float32'}{', compiled' if self.compiled else ''}"
+        several = f"{self.processes} processes, each on " if self.processes > 1 else ""
+        threads = torch.get_num_threads()
+        cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+        name = torch.cuda.get_device_name() if self.device == "cuda" else cpu
+        return f"{several}{name}, {'bf16' if self.bf16 else 'float32'}{', compiled' if self.compiled else ''}"
 
 
 def choose_hardware(train: TrainSection) -> Hardware:
@@ -40,6 +44,7 @@ def choose_hardware(train: TrainSection) -> Hardware:
         raise UserError(f"train.precision is bf16, which a {torch.cuda.get_device_name()} does not have; take float32")
     return Hardware(
         device,
+        train.devices,
         bf16=train.precision == "bf16" or (train.precision == "auto" and has_bf16),
         compiled=train.compile == "on" or (train.compile == "auto" and device == "cuda"),
     )

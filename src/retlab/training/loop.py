@@ -14,8 +14,9 @@ from retlab.errors import UserError
 from retlab.progress import Progress
 from retlab.training.checkpoints import CheckpointStore
 from retlab.training.metrics import MetricsFile, Stopwatch, model_flops_utilization, peak_memory_bytes
-from retlab.training.module import Batch, TrainingModule, TrainingState
+from retlab.training.module import Batch, TrainingModule
 from retlab.training.settings import TrainSection
+from retlab.training.state import TrainingState
 
 
 class StepBatches(Iterable[list[Batch]]):

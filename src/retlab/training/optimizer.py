@@ -75,8 +75,7 @@ def _assigned(
     """Every parameter with the first group whose expression is found in its name."""
     names = dict(model.named_parameters())
     for index, group in enumerate(groups):
-        pattern = _compiled(index, group)
-        if not any(pattern.search(name) for name in names):
+        if not any(re.search(group.match, name) for name in names):
             examples = ", ".join(list(names)[:3])
             raise UserError(
                 f"train.parameter_groups.{index}.match: {group.match!r} matches no parameter;"
@@ -84,12 +83,3 @@ def _assigned(
             )
     for name, parameter in names.items():
         yield name, parameter, next((group for group in groups if re.search(group.match, name)), None)
-
-
-def _compiled(index: int, group: ParameterGroup) -> re.Pattern[str]:
-    try:
-        return re.compile(group.match)
-    except re.error as error:
-        raise UserError(
-            f"train.parameter_groups.{index}.match: {group.match!r} is no regular expression: {error}"
-        ) from None

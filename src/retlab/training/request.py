@@ -5,6 +5,7 @@ from typing import Any
 
 from retlab.data.settings import DataSection
 from retlab.section import Section, absolute
+from retlab.training.differences import differences
 from retlab.training.settings import TrainSection
 
 # Keys of the `train` section that change speed, files or the machine, and not which model is trained.
@@ -12,7 +13,6 @@ _FREE = {
     "device", "devices", "strategy", "threads", "compile", "micro_batch_size", "gradient_checkpointing",
     "checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps", "tensorboard", "wandb",
 }  # fmt: skip
-
 
 # Fields of a model's configuration that change neither its weights' shapes nor what they compute.
 _NOT_ARCHITECTURE = {"dropout", "activation_dropout", "attention_dropout", "max_position_embeddings", "chunk_size"}
@@ -61,11 +61,8 @@ def deciding_settings(seed: int, data: DataSection, model: Section, train: Train
 
 def model_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What makes weights of one model useless for another: `key: there -> here`, for keys that both name."""
-    return [
-        f"{key}: {there[key]} -> {here[key]}"
-        for key in sorted(there.keys() & here.keys() - _NOT_ARCHITECTURE)
-        if there[key] != here[key]
-    ]
+    shared = (there.keys() & here.keys()) - _NOT_ARCHITECTURE
+    return list(differences({key: there[key] for key in shared}, {key: here[key] for key in shared}))
 
 
 def source_of_weights(init_from: str | None) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 from retlab.artifacts import sync_folder
 from retlab.emissions_rows import move_rows
 from retlab.errors import UserError
-from retlab.section import portable
+from retlab.section import shown_path
 from retlab.training.checkpoints import CheckpointStore
+from retlab.training.differences import differences
 from retlab.training.request import TrainingRequest, model_differences
 
 TRAINED_FILES = (
@@ -32,17 +33,19 @@ def prepare_run_folder(request: TrainingRequest, say: Callable[[str], None]) -> 
     store = CheckpointStore(folder / "checkpoints")
     checkpoint = None if request.start_anew else store.last()
     if checkpoint is not None:
-        differences = model_differences(checkpoint["model_config"], request.model)
-        if differences:
+        other_model = model_differences(checkpoint["model_config"], request.model)
+        if other_model:
             raise UserError(
-                f"{portable(store.folder)} holds checkpoints of another model ({'; '.join(differences)});"
+                f"{shown_path(store.folder)} holds checkpoints of another model ({'; '.join(other_model)});"
                 " choose another name for this experiment, or set them aside and start anew with --force"
             )
-        differences = _differences(checkpoint["identity"], request.identity)
-        if not differences:
+        changes = list(differences(checkpoint["identity"], request.identity))
+        if not changes:
             store.prune(checkpoint["best"])
             return checkpoint
-        say(f"the run folder holds a training with other settings: {'; '.join(differences)}")
+        # Of a finished training, whose model is there, the stage has already said what changed.
+        if not (folder / "model").exists():
+            say(f"the run folder holds a training with other settings: {'; '.join(changes)}")
     _set_aside(folder, say)
     return None
 
@@ -51,31 +54,26 @@ def refuse_other_model(checkpoint: dict[str, Any], model_config: dict[str, Any],
     """Raise a UserError unless the checkpoint is of this model."""
     differences = model_differences(checkpoint["model_config"], model_config)
     if differences:
-        raise UserError(f"{portable(path)} is a checkpoint of another model: {'; '.join(differences)}")
+        raise UserError(f"{shown_path(path)} is a checkpoint of another model: {'; '.join(differences)}")
 
 
 def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
-    """Move an earlier training to the first free of <folder>.1, <folder>.2, ..."""
-    present = [name for name in TRAINED_FILES if (folder / name).exists()]
-    if not present:
+    """Move an earlier training to the first free of <folder>.1, <folder>.2, ...; a killed move is finished.
+
+    What never came to a checkpoint is nothing to keep, and is written over.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    if not partial.exists() and not CheckpointStore(folder / "checkpoints").steps() and not (folder / "model").exists():
         return
+    partial.mkdir(exist_ok=True)
+    for name in (*TRAINED_FILES, "config.yaml"):
+        if (folder / name).exists():
+            (folder / name).rename(partial / name)
+    move_rows(folder, partial, ("train_model", "evaluate_model"))
     number = 1
     while folder.with_name(f"{folder.name}.{number}").exists():
         number += 1
-    aside = folder.with_name(f"{folder.name}.{number}")
-    aside.mkdir()
-    for name in (*present, "config.yaml"):
-        if (folder / name).exists():
-            (folder / name).rename(aside / name)
-    move_rows(folder, aside, ("train_model", "evaluate_model"))
-    sync_folder(aside)
-    sync_folder(folder)
-    say(f"the earlier training was set aside: {portable(aside)}")
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    aside = partial.rename(folder.with_name(f"{folder.name}.{number}"))
+    for changed in (aside, folder, folder.parent):
+        sync_folder(changed)
+    say(f"the earlier training was set aside: {shown_path(aside)}")

@@ -1,0 +1,98 @@
+"""Lightning's Trainer, as quiet and as far out of the way as this training wants it."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from retlab.errors import UserError
+from retlab.training.hardware import Hardware
+from retlab.training.loop import StepBatches, TrainingLoop
+from retlab.training.module import TrainingModule
+from retlab.training.processes import is_helper
+from retlab.training.request import TrainingRequest
+
+
+def fit(
+    request: TrainingRequest, hardware: Hardware, module: TrainingModule, loop: TrainingLoop, batches: StepBatches
+) -> None:
+    """Run the steps of `batches`; every batch is one optimizer step, and `loop` decides when it ends."""
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator="gpu" if hardware.device == "cuda" else "cpu",
+            devices=request.train.devices,
+            strategy=_strategy(request),
+            # Keeps Lightning from Slurm's own launcher and requeueing: stages handle their signals themselves.
+            plugins=[LightningEnvironment()],
+            max_epochs=1,
+            limit_val_batches=0,
+            logger=_loggers(request, loop),
+            callbacks=[loop],
+            default_root_dir=request.run_folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        _keep_signals(trainer)
+        try:
+            trainer.fit(module, train_dataloaders=batches)
+        finally:
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _strategy(request: TrainingRequest) -> Strategy | str:
+    processes = request.train.devices
+    if processes == 1:
+        return "auto"
+    if request.train.strategy == "fsdp":
+        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _keep_signals(trainer: pl.Trainer) -> None:
+    """Leave signals to the stage: Lightning's handler raises in the middle of a step, and in several processes it
+    waits for the device before every step to ask for signals.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def _loggers(request: TrainingRequest, loop: TrainingLoop) -> list[Logger]:
+    if is_helper():
+        return []
+    section, folder, loggers = request.train, request.run_folder, list[Logger]()
+    if section.tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", purge_step=loop.first_step + 1))
+    if section.wandb is not None:
+        try:
+            loggers.append(WandbLogger(project=section.wandb, name=folder.name, save_dir=folder))
+        except ModuleNotFoundError:
+            raise UserError(
+                "train.wandb needs the wandb package: run `pip install wandb`, or set the key to null"
+            ) from None
+    return loggers
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's tips, and what it and torch warn of that is on purpose here or not for users."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for name in ("pytorch_lightning", "lightning_fabric", "torch"):
+            warnings.filterwarnings("ignore", module=name)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
