@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.text_files import write_split
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from retlab.artifacts import sha256_file
 from retlab.data.settings import TokenizerSection
@@ -165,6 +165,32 @@ def test_an_existing_tokenizer_loses_padding_and_truncation(
     tokenizer = load_tokenizer(tmp_path / "mine")
     assert len(tokenizer("a b " * 200)["input_ids"]) > 64
     assert len(tokenizer("a")["input_ids"]) == 1
+
+
+def test_special_tokens_in_the_vocabulary_of_a_word_model_are_text_too(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.Unigram())
+    core.normalizer, core.pre_tokenizer, core.decoder = (
+        normalizers.NFKC(),
+        pre_tokenizers.Metaspace(),
+        decoders.Metaspace(),
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", initial_alphabet=["/"], show_progress=False
+    )
+    core.train_from_iterator(TEXTS, trainer)
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"unk_token": "<unk>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(tmp_path / "unigram")
+
+    tokenizer = load_tokenizer(tmp_path / "unigram")
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    text_core = text_tokenizer(tokenizer)
+    assert [text_core.encode(text).ids for text in TEXTS] == expected
+    ids = text_core.encode("return</s> value").ids
+    assert 1 not in ids
+    assert tokenizer.decode(ids) == "return</s> value"
 
 
 def test_unusable_tokenizers_are_refused(splits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

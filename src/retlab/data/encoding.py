@@ -1,7 +1,9 @@
 """Documents into token ids in bounded memory, however long one of them is."""
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from retlab.data.word_memo import WordMemo
 from retlab.errors import UserError
 
 LONGEST_WHOLE = 2**23
-"""Characters that are encoded at once at most, which takes about 150 bytes for each."""
+"""Characters that are encoded at once at most, which takes about 150 bytes for each: by one thread at a time."""
 LOT_CHARACTERS = 2**20
 """Text that the tokenizer gets at once, to spread over its own threads."""
 FEW_CORES = 4
@@ -33,6 +35,7 @@ class Encoder:
         """Take the fast core of a tokenizer, as `text_tokenizer` gives it; ids are uint16, or uint32 above 65,536."""
         self._tokenizer, self._can_be_cut = tokenizer, can_be_cut(tokenizer)
         self._dtype = token_dtype(vocab_size)
+        self._large = threading.Lock()
         use_memo = self._can_be_cut and cores() <= FEW_CORES
         self._memo = WordMemo(tokenizer, self._dtype) if use_memo else None
 
@@ -69,11 +72,12 @@ class Encoder:
         if self._memo is not None:
             return [self._encode_word(piece.text) if piece.is_word else self._memo.encode(piece.text) for piece in lot]
         texts = [piece.text for piece in lot if not piece.is_word]
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return [
-            self._encode_word(piece.text) if piece.is_word else np.array(next(encodings).ids, dtype=self._dtype)
-            for piece in lot
-        ]
+        with self._large if sum(map(len, texts)) > 2 * LOT_CHARACTERS else nullcontext():
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ids = iter([np.array(encoding.ids, dtype=self._dtype) for encoding in encodings])
+            # Before the next thread has its turn.
+            del encodings
+        return [self._encode_word(piece.text) if piece.is_word else next(ids) for piece in lot]
 
     def _encode_word(self, word: str) -> np.ndarray:
         return np.array(encode_word(self._tokenizer, word), dtype=self._dtype)

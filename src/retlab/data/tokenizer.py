@@ -1,5 +1,6 @@
 """The tokenizer: a byte-level BPE trained on a stream of the train split, or an existing fast tokenizer."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,8 +137,30 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
 def text_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Tokenizer:
     """The tokenizer's fast core for the text of documents: names of special tokens in it are text like any other."""
     core = tokenizer.backend_tokenizer
+    # The others find whole words in their vocabulary, in which the special tokens can be as well.
+    if not isinstance(core.model, models.BPE):
+        core = _with_names_outside_text(core)
     core.encode_special_tokens = True
     return core
+
+
+def _with_names_outside_text(core: Tokenizer) -> Tokenizer:
+    """The same ids, but the special tokens of the model's vocabulary begin with a code point that is no character."""
+    description = json.loads(core.to_str())
+    model, added = description["model"], description["added_tokens"]
+    # A model that needs the unknown token by its name keeps it.
+    names = {token["content"]: f"\uffff{token['content']}" for token in added if token["special"]}
+    names.pop(model.get("unk_token"), None)
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(word, word): number for word, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(word, word), score] for word, score in vocabulary]
+    for token in added:
+        token["content"] = names.get(token["content"], token["content"])
+    # Puts special tokens around a text, which is not wanted here, and knows them by their names.
+    description["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(description))
 
 
 def _load(place: str | Path, shown: str) -> "PreTrainedTokenizerBase":
