@@ -8,6 +8,9 @@ import argparse
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig, dump_config
 from retlab.config_model import resolve_model
+from retlab.errors import UserError
+from retlab.machine_checks import check_machine
+from retlab.section import SCRIPTS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +20,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Resolve everything that can be wrong, then show the configuration."""
-    config = resolve_model(config)
-    if config.train.device == "cuda":
-        # Here, because only this question needs torch.
-        from retlab.training.hardware import choose_hardware
-
-        choose_hardware(config.train)
+    problems = []
+    try:
+        config = resolve_model(config)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        check_machine(config, list(SCRIPTS))
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
     if not command.options.quiet:
         print(dump_config(config), end="")
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"mixers", "data", "synthetic"},
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},
-    {"config", "config_checks", "config_errors", "config_model", "config_template", "upstream"},
+    {"config", "config_checks", "config_errors", "config_model", "config_template", "upstream", "machine_checks"},
     {"sweep"},
     {"command", "stage"},
 ]

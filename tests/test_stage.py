@@ -230,6 +230,27 @@ def test_bad_configurations_and_words_create_nothing(lab: Lab, words: list[str],
     assert lab.names() == ["c.yaml"]
 
 
+@pytest.mark.parametrize("fault", ["refuse at once", "refuse"])
+def test_a_refused_attempt_leaves_no_folder(lab: Lab, fault: str) -> None:
+    lab.config.write_text(lab.config.read_text().replace("{enabled: false}", "{interval_seconds: 60}"))
+    code, text = lab.run("deep/er/a", fault=fault)
+    assert (code, text.startswith("error: "), "Traceback" in text) == (2, True, False)
+    assert lab.names() == ["c.yaml"]
+    lab.run("deep/a")
+    before = lab.names("runs/x"), lab.names("deep")
+    assert lab.run("deep/a", "seed=2", fault=fault)[0] == 2
+    assert (lab.names("runs/x"), lab.names("deep")) == before, "what earlier attempts left stays"
+
+
+def test_what_this_machine_has_not_is_said_before_anything_is_made(lab: Lab) -> None:
+    words = ["data.source=/no/where", "train.init_from=./no-model"]
+    code, text = lab.run("a", *words)
+    assert (code, text) == (2, "error: data.source: there is no file or folder /no/where; correct the path\n")
+    assert lab.names() == ["c.yaml"]
+    lab.run("a")
+    assert lab.run("a", *words)[0] == 0, "what is up to date asks for nothing"
+
+
 def test_a_copied_output_stays_up_to_date(lab: Lab) -> None:
     lab.run("a")
     shutil.copytree(lab.folder / "a", lab.folder / "moved", copy_function=shutil.copyfile)

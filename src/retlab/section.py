@@ -39,7 +39,7 @@ SCRIPTS = {
     "train_model": "05_train_model.sh",
     "evaluate_model": "06_evaluate_model.sh",
 }
-"""The script of each stage."""
+"""The script of each stage, in the order of the stages."""
 
 
 def script(stage: str) -> str:

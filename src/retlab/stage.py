@@ -16,6 +16,7 @@ from retlab.command import SIGNALS, StageCommand
 from retlab.config import ExperimentConfig, dump_config
 from retlab.emissions import track_emissions
 from retlab.errors import Interrupted, UserError
+from retlab.machine_checks import check_machine
 from retlab.progress import duration
 from retlab.section import absolute, portable, script, shown_path
 from retlab.upstream import outdated
@@ -126,6 +127,7 @@ class Stage:
                 self.say(line)
             if self._is_current():
                 return False
+            check_machine(self.config, [self.name])
             self.output.parent.mkdir(parents=True, exist_ok=True)
             if self.files:
                 self.output.mkdir(exist_ok=True)
@@ -187,7 +189,7 @@ class Stage:
             manifest = artifacts.read_manifest(folder)
             if manifest is None:
                 raise UserError(
-                    f"{shown_path(folder)} is not finished, and {self.name} needs it; {_hint(folder, None)}"
+                    f"{shown_path(folder)} is missing or unfinished, and {self.name} needs it; {_hint(folder, None)}"
                 )
             damage = artifacts.damage(folder, manifest, self.command.verify)
             if damage:

@@ -13,13 +13,18 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
+from retlab.errors import UserError
 from retlab.stage import Stage
 
 
 def build(folder: Path, source: Path | None, seed: int) -> dict[str, int]:
     fault = os.environ.get("COPY_FAULT", "")
+    if fault == "refuse at once":
+        raise UserError("nothing was written yet")
     text = (source / "a.txt").read_text() if source else "origin"
     (folder / "a.txt").write_text(f"{text} {seed}")
+    if fault == "refuse":
+        raise UserError("the work met what only its user can mend")
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "wait":

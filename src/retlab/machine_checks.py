@@ -1,0 +1,71 @@
+"""What a configuration asks of this machine, checked before work begins: files, packages, a GPU."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+from retlab.config import ExperimentConfig
+from retlab.data.sources import local_state
+from retlab.errors import UserError
+from retlab.section import absolute, shown_path
+
+
+def check_machine(config: ExperimentConfig, stages: list[str]) -> None:
+    """Raise a UserError that names, a line each, what these stages ask for and this machine has not."""
+    problems = [problem for stage in stages if stage in _CHECKS for problem in _CHECKS[stage](config)]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _source(config: ExperimentConfig) -> Iterator[str]:
+    try:
+        local_state(config.data)
+    except UserError as error:
+        yield str(error)
+
+
+def _tokenizer(config: ExperimentConfig) -> Iterator[str]:
+    yield from _folder("tokenizer.from_pretrained", config.tokenizer.from_pretrained, "tokenizer.json")
+
+
+def _training(config: ExperimentConfig) -> Iterator[str]:
+    yield from _folder("train.init_from", config.train.init_from, "config.json")
+    for key, wanted in (("tensorboard", config.train.tensorboard), ("wandb", config.train.wandb)):
+        if wanted and importlib.util.find_spec(key) is None:
+            none = "false" if wanted is True else "null"
+            yield f"train.{key} needs the package {key}: install it with pip install {key}, or set the key to {none}"
+    if config.train.device == "cuda":
+        # Only this question needs torch.
+        from retlab.training.hardware import choose_hardware
+
+        try:
+            choose_hardware(config.train)
+        except UserError as error:
+            yield str(error)
+
+
+def _evaluation(config: ExperimentConfig) -> Iterator[str]:
+    if config.evaluate.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            yield "evaluate.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver"
+
+
+def _folder(key: str, name: str | None, file: str) -> Iterator[str]:
+    """A model or tokenizer that is named by a local folder; names of the hub are looked up by the stage alone."""
+    if name is None:
+        return
+    folder = absolute(name)
+    if folder.is_dir():
+        if not (folder / file).is_file():
+            yield f"{key}: {shown_path(folder)} holds no {file}; name another folder"
+    elif name.count("/") > 1 or name.startswith((".", "/", "~")):
+        yield f"{key}: there is no folder {shown_path(folder)}; correct the path"
+
+
+_CHECKS: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
+    "download_data": _source,
+    "train_tokenizer": _tokenizer,
+    "train_model": _training,
+    "evaluate_model": _evaluation,
+}
