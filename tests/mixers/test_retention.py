@@ -164,9 +164,9 @@ def test_torchscales_normaliser(layout):
 def test_the_normaliser_has_no_state():
     mixer = Retention(8, num_heads=2, torchscale_normalizer=True)
     hidden, positions = torch.randn(1, 3, 8), torch.arange(3)[None]
-    assert mixer(hidden, positions)[1] is None
+    _, state = mixer(hidden, positions)
     with pytest.raises(ValueError, match="use_cache=False"):
-        mixer(hidden, positions, None, RetentionState(torch.zeros(1, 2, 4, 8)))
+        mixer(hidden, positions, None, state)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tests.mixers.oracles import relative_error
 from tests.models.small import padded, small_ids, small_model
 from torch.nn import functional as F
 
-from retlab import DecoderConfig, RetNetConfig, RetNetModelHF, TransformerModelHF
+from retlab import DecoderConfig, HybridModelHF, RetNetConfig, RetNetModelHF, TransformerModelHF
 from retlab.mixers.retention import FORMS
 from retlab.models.causal_lm import MODELS
 
@@ -166,6 +166,8 @@ def test_torchscales_normaliser_generates_without_cache():
     ids = small_ids(1, 5)
     assert model(ids).past_key_values is None
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 8)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=True)
     plain = small_model("retnet")
     assert relative_error(model(ids).logits, plain(ids).logits) > 1e-6
 
@@ -193,6 +195,34 @@ def test_construction_from_nothing_a_config_a_folder_and_files(tmp_path):
     for source in (tmp_path / "folder", str(tmp_path / "config.json"), tmp_path / "experiment.yaml"):
         assert RetNetModelHF(source).get_params() == model.get_params()
     assert RetNetModelHF(config, dropout=0.5).get_params() == {**model.get_params(), "dropout": 0.5}
+    assert RetNetModelHF(**model.get_params()).get_params() == model.get_params()
+    (tmp_path / "hybrid.yaml").write_text(
+        "model: {architecture: hybrid, vocab_size: 50, blocks: [{name: attention, rope_theta: 1e5}]}\n"
+    )
+    assert HybridModelHF(tmp_path / "hybrid.yaml").config.blocks[0]["rope_theta"] == 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("x.yaml", "model: {hidden\n  - x: [\n", "cannot be read"),
+        ("x.json", "{", "cannot be read"),
+        ("x.yaml", "\udcff", "cannot be read"),
+        ("x.yaml", "- 1\n", "holds no configuration"),
+        ("x.yaml", "model: [1]\n", "holds no configuration"),
+        ("x.yaml", "model: {}\ntokenizer: 3\n", "holds no configuration"),
+        ("x.yaml", "model: {rms_norm_eps: small, vocab_size: 9}\n", "rms_norm_eps must be a number"),
+        ("x.yaml", "model:\n", "names no vocab_size"),
+        ("x.yaml", "model: {architecture: transformer, vocab_size: 9}\n", "describes a transformer"),
+        ("x.json", '{"model_type": "llama"}', "describes a llama model"),
+        ("x.json", '{"decoder_embed_dim": 8, "transformers_version": "4"}', "301r_retnet or TorchScale"),
+    ],
+)
+def test_configuration_files_that_cannot_be_used(tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError, match=sentence) as error:
+        RetNetModelHF(tmp_path / name)
+    assert "\n" not in str(error.value)
 
 
 def test_get_params_are_plain_values(model):
@@ -210,6 +240,10 @@ def test_301rs_names_are_aliases():
     assert DecoderConfig(ffn_dim=24).intermediate_size == 24
 
 
+def _with_the_cache_of_another_batch(model):
+    return model(small_ids(), past_key_values=model(small_ids(1)).past_key_values)
+
+
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
@@ -219,10 +253,18 @@ def test_301rs_names_are_aliases():
         (lambda: TransformerModelHF(hidden_size=18, num_attention_heads=4), "must divide hidden_size"),
         (lambda: MODELS["hybrid"](blocks=[{"name": "mamba"}]), "no block named 'mamba'"),
         (lambda: MODELS["hybrid"](blocks=[{"name": "glu", "width": 3}]), "no setting 'width'"),
-        (lambda: MODELS["hybrid"](blocks=[]), "blocks is empty"),
+        (lambda: MODELS["hybrid"](blocks=[]), "blocks must list"),
+        (lambda: MODELS["hybrid"](blocks=3), "blocks must list"),
+        (lambda: MODELS["hybrid"](blocks=[{"name": "retention", "num_heads": "4"}]), "num_heads of the block"),
+        (lambda: MODELS["hybrid"](blocks=[{"name": "retention", "value_size": 33}]), "must divide the value size"),
+        (lambda: MODELS["hybrid"](blocks=[{"name": "attention", "dropout": 2}]), "dropout of the block .* below 1"),
         (lambda: MODELS["hybrid"](blocks=["glu"]), "needs the name"),
         (lambda: RetNetConfig(hiden_size=3), "no key 'hiden_size'"),
+        (lambda: RetNetModelHF(RetNetConfig(), hiden_size=3), "no key 'hiden_size'"),
+        (lambda: RetNetConfig(architecture="transformer"), "describes a retnet, not a transformer"),
         (lambda: RetNetConfig(hidden_size="big"), "whole number"),
+        (lambda: RetNetConfig(hidden_size=None), "whole number"),
+        (lambda: RetNetConfig(vocab_size=9, pad_token_id=9), "pad_token_id must be below 9"),
         (lambda: RetNetConfig(dropout=1.0), "below 1"),
         (lambda: RetNetConfig(num_hidden_layers=0), "at least 1"),
         (lambda: RetNetConfig(hidden_act="swish"), "gelu, silu, relu"),
@@ -233,6 +275,11 @@ def test_301rs_names_are_aliases():
         (lambda: small_model("retnet")(small_ids(), attention_mask=torch.ones(2, 49)), "attention_mask has the shape"),
         (lambda: small_model("retnet")(small_ids(), attention_mask=torch.ones(2, 1, 50, 50)), "attention_mask has"),
         (lambda: small_model("retnet")(small_ids(), segment_ids=torch.ones(2, 49)), "segment_ids has the shape"),
+        (lambda: small_model("retnet")(small_ids(), attention_mask=torch.ones(2, 50) - 2), "negative numbers"),
+        (lambda: small_model("retnet")(small_ids()[0]), r"shape \(batch, tokens\)"),
+        (lambda: small_model("retnet")(small_ids()[:, :0]), "one token or more"),
+        (lambda: small_model("retnet")(inputs_embeds=torch.ones(2, 5, 8)), r"\(batch, tokens, 16\)"),
+        (lambda: _with_the_cache_of_another_batch(small_model("retnet")), "cache holds 1 rows"),
         (lambda: small_model("retnet")(), "either input_ids or inputs_embeds"),
         (lambda: small_model("transformer").set_form("parallel"), "no mixer with more than one form"),
         (lambda: small_model("retnet").set_form("square"), "must be one of parallel"),

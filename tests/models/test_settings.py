@@ -40,6 +40,9 @@ def test_section_and_configuration_have_the_same_fields_and_defaults(architectur
         ({"architecture": "retnet", "hidden_size": 30}, "num_attention_heads"),
         ({"architecture": "retnet", "value_size": 30}, "value_size"),
         ({"architecture": "hybrid", "blocks": []}, "blocks"),
+        ({"architecture": "hybrid", "blocks": [{"name": "mamba"}]}, "mamba"),
+        ({"architecture": "hybrid", "blocks": [{"name": "glu", "width": 3}]}, "width"),
+        ({"architecture": "hybrid", "blocks": [{"name": "retention", "num_heads": 3}]}, "heads"),
     ],
 )
 def test_what_cannot_be_is_refused(values, place):

@@ -25,6 +25,17 @@ class RetentionState(NamedTuple):
     memory: torch.Tensor
 
 
+class _Inputs(NamedTuple):
+    """What every form computes retention of; see `retention`."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    log_decay: torch.Tensor
+    state: RetentionState | None
+    segment_ids: torch.Tensor | None
+
+
 class _Paths(NamedTuple):
     """Decay exponents, counted in real tokens, between the places of a chunked sequence; BLOCKED where none leads.
 
@@ -62,24 +73,17 @@ def retention(
     "parallel". The memory is kept in float32 in every dtype, and autocast is left out: a sum over thousands of
     tokens does not fit bfloat16.
     """
+    inputs = _Inputs(q, k, v, log_decay, state, segment_ids)
     with torch.autocast(device_type=q.device.type, enabled=False):
         if form == "recurrent":
-            return _recurrent(q, k, v, log_decay, state, segment_ids)
+            return _recurrent(inputs)
         tokens = q.shape[-2]
-        chunk = tokens if form == "parallel" else min(chunk_size, tokens)
-        return _chunked(q, k, v, log_decay, state, segment_ids, chunk)
+        return _chunked(inputs, chunk=tokens if form == "parallel" else min(chunk_size, tokens))
 
 
-def _chunked(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    log_decay: torch.Tensor,
-    state: RetentionState | None,
-    segment_ids: torch.Tensor | None,
-    chunk: int,
-) -> tuple[torch.Tensor, RetentionState]:
+def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]:
     """Eq. 7 for all chunks at once; with one chunk over all tokens this is the parallel form, eq. 5."""
+    q, k, v, log_decay, state, segment_ids = inputs
     tokens = q.shape[-2]
     paths = _plain_paths(tokens, chunk, q.device) if segment_ids is None else _segment_paths(segment_ids, chunk)
     powers = _power_table(log_decay, tokens)
@@ -104,15 +108,9 @@ def _chunked(
     return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
 
 
-def _recurrent(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    log_decay: torch.Tensor,
-    state: RetentionState | None,
-    segment_ids: torch.Tensor | None,
-) -> tuple[torch.Tensor, RetentionState]:
+def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:
     """Eq. 6, one token after the other."""
+    q, k, v, log_decay, state, segment_ids = inputs
     batch, heads, tokens, key_width = q.shape
     dtype = v.dtype
     q, k, v = (x.to(torch.float32) for x in (q, k, v))
@@ -261,14 +259,13 @@ class Retention(Mixer):
         positions: torch.Tensor,
         segment_ids: torch.Tensor | None = None,
         state: RetentionState | None = None,
-    ) -> tuple[torch.Tensor, RetentionState | None]:
+    ) -> tuple[torch.Tensor, RetentionState]:
         cos, sin = rotation(positions, retnet_frequencies(self.key_width, hidden.device))
         q = rotate_pairs(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin)
         k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin)
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
         q, k, v = (x.transpose(1, 2) for x in (q, k * self.key_width**-0.5, v))
         log_decay = retnet_log_decay(self.num_heads, hidden.device)
-        new_state: RetentionState | None = None
         if self.torchscale_normalizer:
             if state is not None or self.form in ("chunkwise", "recurrent"):
                 raise ValueError(
@@ -276,6 +273,8 @@ class Retention(Mixer):
                     "(use_cache=False) and leave the form unset."
                 )
             out = torchscale_parallel_retention(q, k, v, log_decay, segment_ids)
+            # Empty, and there to be refused where a next piece brings it.
+            new_state = RetentionState(hidden.new_empty(hidden.shape[0], 0))
         else:
             form = self.form or self._default_form(hidden.shape[1])
             out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)

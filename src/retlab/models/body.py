@@ -5,6 +5,7 @@ Nothing here knows which mixers it holds: it passes them hidden states, position
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from ..mixers import MIXERS, Mixer
 from ..mixers.base import MixerState
+from .fields import FIELDS, check_value
 
 States = list[MixerState]
 """One state per block, in order; see `retlab.mixers.base`."""
@@ -30,12 +32,15 @@ def build_mixer(hidden_size: int, settings: dict[str, Any]) -> Mixer:
     """The mixer that an entry of `blocks` names, with the entry's other keys as its settings."""
     settings = dict(settings)
     name = settings.pop("name", None)
-    if name not in MIXERS:
+    if not isinstance(name, str) or name not in MIXERS:
         raise ValueError(f"There is no block named {name!r}: choose one of {', '.join(MIXERS)}.")
-    known = list(inspect.signature(MIXERS[name]).parameters)[1:]
-    for key in settings:
+    known = dict(list(inspect.signature(MIXERS[name]).parameters.items())[1:])
+    # What a model's own fields of the same name may be.
+    bounds = {item.name: item.metadata["bounds"] for kind in FIELDS.values() for item in fields(kind)}
+    for key, value in settings.items():
         if key not in known:
             raise ValueError(f"The block {name!r} has no setting {key!r}; it has {', '.join(known)}.")
+        check_value(f"{key} of the block {name!r}", value, known[key].annotation, bounds.get(key, {}))
     return MIXERS[name](hidden_size, **settings)
 
 

@@ -53,6 +53,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             return cls.config_class(**overrides)
         if not isinstance(config, cls.config_class):
             raise ValueError(f"{cls.__name__} needs a {cls.config_class.__name__}, not a {type(config).__name__}.")
+        config.refuse_unknown(overrides)
         return cls.config_class(**{**config.to_dict(), **overrides}) if overrides else config
 
     def _init_weights(self, module: Any) -> None:
@@ -102,6 +103,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds = self._embed(input_ids)
         assert inputs_embeds is not None
         cache = past_key_values
+        _check_shape(inputs_embeds, self.config.hidden_size, cache)
         documents, open_document = self._documents(inputs_embeds, attention_mask, segment_ids, cache)
         if position_ids is None:
             position_ids = _positions(inputs_embeds, documents, cache)
@@ -113,13 +115,14 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         return out
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        try:
-            return self.embed_tokens(input_ids)
-        except IndexError as error:
+        words = self.embed_tokens.num_embeddings
+        # A GPU's own answer would end its use by this process. A compiled graph cannot look; meta has no values.
+        if not (input_ids.is_meta or torch.compiler.is_compiling()) and ((input_ids < 0) | (input_ids >= words)).any():
             raise ValueError(
                 f"The token ids reach from {int(input_ids.min())} to {int(input_ids.max())}, but the model's "
-                f"vocabulary has {self.embed_tokens.num_embeddings} tokens: was the text encoded with its tokenizer?"
-            ) from error
+                f"vocabulary has {words} tokens: was the text encoded with its tokenizer?"
+            )
+        return self.embed_tokens(input_ids)
 
     def _documents(
         self,
@@ -206,6 +209,18 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = self.new_cache()
 
 
+def _check_shape(embeddings: torch.Tensor, hidden_size: int, cache: StateCache | None) -> None:
+    """Refuse what is not (batch, tokens, hidden_size), has no token, or has other rows than the cache."""
+    shape = tuple(embeddings.shape)
+    if len(shape) != 3 or shape[1] == 0 or shape[2] != hidden_size:
+        raise ValueError(
+            f"Give input_ids of the shape (batch, tokens) or inputs_embeds (batch, tokens, {hidden_size}), with one "
+            f"token or more: these make embeddings of the shape {shape}."
+        )
+    if cache is not None and cache.batch_size not in (-1, shape[0]):
+        raise ValueError(f"The cache holds {cache.batch_size} rows, but the tokens have {shape[0]}.")
+
+
 def _mask_of_piece(
     embeddings: torch.Tensor, attention_mask: torch.Tensor | None, cache: StateCache | None
 ) -> torch.Tensor | None:
@@ -218,11 +233,14 @@ def _mask_of_piece(
     if tuple(attention_mask.shape) not in allowed:
         shapes = " or ".join(str(shape) for shape in sorted(allowed))
         raise ValueError(f"attention_mask has the shape {tuple(attention_mask.shape)}, but must have {shapes}.")
-    mask = attention_mask[:, -tokens:] != 0
+    piece = attention_mask[:, -tokens:]
+    mask = piece != 0
     # Most masks say nothing; without one the mixers take their fast path. A compiled graph cannot look.
-    if not torch.compiler.is_compiling() and bool(mask.all()):
-        return None
-    return mask
+    if torch.compiler.is_compiling():
+        return mask
+    if piece.is_floating_point() and (piece < 0).any():
+        raise ValueError("attention_mask must be one at tokens and zero at padding, but it holds negative numbers.")
+    return None if mask.all() else mask
 
 
 def _positions(embeddings: torch.Tensor, documents: torch.Tensor | None, cache: StateCache | None) -> torch.Tensor:

@@ -3,13 +3,14 @@
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import yaml
 from transformers import PretrainedConfig
 
-from .fields import HybridFields, ModelFields, RetNetFields, TransformerFields
+from .fields import HybridFields, ModelFields, RetNetFields, TransformerFields, check_value
 
 
 class ModelConfig(PretrainedConfig, ModelFields):
@@ -30,11 +31,19 @@ class ModelConfig(PretrainedConfig, ModelFields):
     def __post_init__(self, **kwargs: Any) -> None:
         for alias in [key for key in kwargs if key in self.attribute_map]:
             setattr(self, alias, kwargs.pop(alias))
+        architecture = kwargs.pop("architecture", self.architecture)
+        if architecture != self.architecture:
+            raise ValueError(f"{type(self).__name__} describes a {self.architecture}, not a {architecture}.")
         if "transformers_version" not in kwargs and self.transformers_version is None:
-            self._refuse_unknown(kwargs)
-        self.complete()
+            self.refuse_unknown(kwargs)
         self.check()
+        self.complete()
         super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        """Raise a ValueError with one sentence about the first value that cannot be."""
+        super().check()
+        check_value("pad_token_id", self.pad_token_id, int | None, {"lt": self.vocab_size})
 
     def complete(self) -> None:
         """Replace the defaults that follow from other fields by their values."""
@@ -49,6 +58,11 @@ class ModelConfig(PretrainedConfig, ModelFields):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, but a configuration of another kind of model is refused, not warned about."""
+        if "decoder_embed_dim" in config_dict:
+            raise ValueError(
+                f"This configuration is one of 301r_retnet or TorchScale (it has decoder_embed_dim), not a "
+                f"{cls.__name__}: see retlab.models.torchscale for which of their weights can be converted."
+            )
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ValueError(f"This configuration describes a {kind} model, but {cls.__name__} a {cls.model_type}.")
@@ -61,12 +75,14 @@ class ModelConfig(PretrainedConfig, ModelFields):
         if path.is_dir():
             path = path / "config.json"
         if not path.is_file():
-            raise ValueError(f"There is no configuration file {path}.")
-        text = path.read_text(encoding="utf-8")
+            raise ValueError(
+                f"There is no configuration file {path}: name one, or a model folder such as runs/NAME/model."
+            )
         try:
-            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (json.JSONDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text) if path.suffix == ".json" else _with_numbers(yaml.safe_load(text))
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds no configuration: expected a mapping of keys to values.")
         return cls.from_dict(values) if path.suffix == ".json" else cls._from_experiment(path, values)
@@ -74,19 +90,20 @@ class ModelConfig(PretrainedConfig, ModelFields):
     @classmethod
     def _from_experiment(cls, path: Path, values: dict[str, Any]) -> Self:
         """The configuration that the `model` section of an experiment describes."""
-        section: dict[str, Any] = {"vocab_size": None, **values.get("model", values)}
-        architecture = section.pop("architecture", cls.architecture)
-        if architecture != cls.architecture:
-            raise ValueError(f"{path} describes a {architecture}, but {cls.__name__} a {cls.architecture}.")
+        sections = values.get("model", values) or {}, values.get("tokenizer") or {}
+        if not all(isinstance(section, dict) for section in sections):
+            raise ValueError(
+                f"{path} holds no configuration: expected its model and tokenizer sections to map keys to values."
+            )
+        section, tokenizer = {"architecture": cls.architecture, **sections[0]}, sections[1]
+        if section["architecture"] != cls.architecture:
+            raise ValueError(f"{path} describes a {section['architecture']}, but {cls.__name__} a {cls.architecture}.")
         if section.pop("match_parameters_of", None) is not None:
             raise ValueError(f"{path} leaves intermediate_size to match_parameters_of, which only the stages resolve.")
-        if section["vocab_size"] is None:
-            section["vocab_size"] = (values.get("tokenizer") or {}).get("vocab_size")
+        if section.get("vocab_size") is None:
+            section["vocab_size"] = tokenizer.get("vocab_size")
         if section["vocab_size"] is None:
             raise ValueError(f"{path} names no vocab_size: set it in its model section.")
-        # YAML 1.1 reads 1e-6 as text.
-        floats = {name for name, item in cls.fields_class().__dataclass_fields__.items() if item.type is float}
-        section |= {key: float(section[key]) for key in floats & set(section)}
         return cls(**section)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
@@ -96,7 +113,8 @@ class ModelConfig(PretrainedConfig, ModelFields):
             importlib.import_module("retlab.models.bundle").add_modelling_code(self, Path(save_directory))
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        """Raise a ValueError about the first key that neither this configuration nor transformers has."""
         known = {*self.get_params(), *self.attribute_map}
         unknown = [key for key in kwargs if key not in known and not hasattr(PretrainedConfig, key)]
         unknown = [key for key in unknown if key not in _TRANSFORMERS_KEYS]
@@ -110,11 +128,23 @@ _TRANSFORMERS_KEYS = {
     "num_labels", "output_attentions", "per_layer_config", "torch_dtype", "transformers_weights",
 }  # fmt: skip
 
+# 301r's names of what models of any blocks have, and of what those of one kind of block have.
 _ALIASES = {
     "embed_dim": "hidden_size",
     "layers": "num_hidden_layers",
     "seq_len": "max_position_embeddings",
 }
+_HEAD_ALIASES = {**_ALIASES, "heads": "num_attention_heads", "ffn_dim": "intermediate_size"}
+
+
+def _with_numbers(values: Any) -> Any:
+    """Nested values of a YAML file with 1e-6 as a number; in YAML 1.1 it is text."""
+    if isinstance(values, dict):
+        return {key: _with_numbers(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_numbers(value) for value in values]
+    is_number = isinstance(values, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", values)
+    return float(values) if is_number else values
 
 
 class RetNetConfig(ModelConfig, RetNetFields):
@@ -122,12 +152,7 @@ class RetNetConfig(ModelConfig, RetNetFields):
 
     model_type = "retlab_retnet"
     architecture = "retnet"
-    attribute_map: ClassVar[dict[str, str]] = {
-        **_ALIASES,
-        "heads": "num_attention_heads",
-        "ffn_dim": "intermediate_size",
-        "value_embed_dim": "value_size",
-    }
+    attribute_map: ClassVar[dict[str, str]] = {**_HEAD_ALIASES, "value_embed_dim": "value_size"}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -140,11 +165,7 @@ class DecoderConfig(ModelConfig, TransformerFields):
 
     model_type = "retlab_transformer"
     architecture = "transformer"
-    attribute_map: ClassVar[dict[str, str]] = {
-        **_ALIASES,
-        "heads": "num_attention_heads",
-        "ffn_dim": "intermediate_size",
-    }
+    attribute_map: ClassVar[dict[str, str]] = _HEAD_ALIASES
 
 
 class HybridConfig(ModelConfig, HybridFields):

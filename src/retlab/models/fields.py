@@ -26,7 +26,7 @@ class ModelFields:
     def check(self) -> None:
         """Raise a ValueError with one sentence about the first value that cannot be."""
         for item in fields(self.fields_class()):
-            _check_bounds(item.name, getattr(self, item.name), item.type, item.metadata["bounds"])
+            check_value(item.name, getattr(self, item.name), item.type, item.metadata["bounds"])
 
     @classmethod
     def fields_class(cls) -> type["ModelFields"]:
@@ -123,13 +123,11 @@ class HybridFields(ModelFields):
 
     def check(self) -> None:
         super().check()
-        if not self.blocks:
-            raise ValueError("blocks is empty: name at least one mixer, such as {name: retention, num_heads: 4}.")
+        if not isinstance(self.blocks, list) or not self.blocks:
+            raise ValueError("blocks must list at least one mixer, such as {name: retention, num_heads: 4}.")
         for block in self.blocks:
             if not isinstance(block, dict) or "name" not in block:
                 raise ValueError(f"Every entry of blocks needs the name of a mixer, but one is {block!r}.")
-            if isinstance(block.get("num_heads"), int):
-                check_heads(self.hidden_size, block["num_heads"])
 
     def block_list(self) -> list[dict[str, Any]]:
         norm = {"norm_eps": self.rms_norm_eps}
@@ -164,7 +162,7 @@ def _glu(model: RetNetFields | TransformerFields) -> dict[str, Any]:
     }
 
 
-def _check_bounds(name: str, value: Any, kind: Any, bounds: dict[str, float]) -> None:
+def check_value(name: str, value: Any, kind: Any, bounds: dict[str, float]) -> None:
     """One value against its type and bounds, for configurations that come without the YAML schema's checks."""
     choices = getattr(kind, "__args__", ())
     if kind is bool or (choices and isinstance(choices[0], str)):

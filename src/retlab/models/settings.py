@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
-from retlab.models.fields import FIELDS, ModelFields
+from retlab.models.fields import FIELDS, HybridFields, ModelFields
 from retlab.section import Section
 
 _MATCH = (
@@ -44,7 +44,13 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.fields_class(**self.model_fields_as_dict()).check()
+        fields = self.fields_class(**self.model_fields_as_dict())
+        fields.check()
+        if isinstance(fields, HybridFields):
+            # Only the mixers know their settings; PyTorch, which they need, loads for hybrids alone.
+            from retlab.models.counting import count_parameters
+
+            count_parameters(fields)
         return self
 
 
