@@ -26,7 +26,9 @@ class Lab:
         self.folder = folder
         self.script = [str(SCRIPT)]
         self.config = folder / "c.yaml"
-        self.config.write_text(f"name: x\noutput_dir: {folder}/runs\nemissions: {{enabled: false}}\n")
+        self.config.write_text(
+            f"name: x\noutput_dir: {folder}/runs\ndata: {{source: {folder}/c.yaml}}\nemissions: {{enabled: false}}\n"
+        )
 
     def start(
         self, output: str, *words: str, source: str = "", fault: str = "", **kwargs: Any
