@@ -6,9 +6,11 @@ from typing import Any
 _HOMES = {
     "RetNetConfig": "retlab.models.configuration",
     "DecoderConfig": "retlab.models.configuration",
+    "LongNetConfig": "retlab.models.configuration",
     "HybridConfig": "retlab.models.configuration",
     "RetNetModelHF": "retlab.models.causal_lm",
     "TransformerModelHF": "retlab.models.causal_lm",
+    "LongNetModelHF": "retlab.models.causal_lm",
     "HybridModelHF": "retlab.models.causal_lm",
 }
 

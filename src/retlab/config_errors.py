@@ -42,6 +42,8 @@ _OLD_NAMES = {
     "ffn_dim": "model.intermediate_size",
     "value_embed_dim": "model.value_size",
     "seq_len": "data.sequence_length",
+    "segment_length": "model.segment_lengths",
+    "dilated_ratio": "model.dilation_ratios",
     "model_type": "model.architecture",
     "dataset_name": "data.source",
     "dataset_subset": "data.source",

@@ -7,6 +7,12 @@ from retlab.models.causal_lm import MODELS, CausalLM
 SIZES = {
     "retnet": {"num_attention_heads": 2, "intermediate_size": 20, "chunk_size": 16},
     "transformer": {"num_attention_heads": 2, "intermediate_size": 20},
+    "longnet": {
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "segment_lengths": [4, 12],
+        "dilation_ratios": [1, 2],
+    },
     "hybrid": {
         "blocks": [
             {"name": "retention", "num_heads": 2, "chunk_size": 16},

@@ -18,12 +18,17 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from retlab import HybridModelHF, RetNetModelHF, TransformerModelHF
+from retlab import HybridModelHF, LongNetModelHF, RetNetModelHF, TransformerModelHF
 from retlab.models.bundle import modelling_code
 from retlab.models.export import export_model
 from retlab.section import PROJECT_ROOT
 
-ARCHITECTURES = {"retnet": RetNetModelHF, "transformer": TransformerModelHF, "hybrid": HybridModelHF}
+ARCHITECTURES = {
+    "retnet": RetNetModelHF,
+    "transformer": TransformerModelHF,
+    "longnet": LongNetModelHF,
+    "hybrid": HybridModelHF,
+}
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
 

@@ -61,7 +61,7 @@ def test_everything_that_is_known_is_said() -> None:
 
 
 def test_what_is_unknown_is_left_out() -> None:
-    for architecture in ("retnet", "transformer", "hybrid"):
+    for architecture in ("retnet", "transformer", "longnet", "hybrid"):
         card = model_card(small_model(architecture).config, ModelCardFacts())
         assert "None" not in card
         assert "## Model" in card

@@ -2,8 +2,14 @@
 
 from .attention import Attention
 from .base import Mixer
+from .dilated_attention import DilatedAttention
 from .glu import GatedLinearUnit
 from .retention import Retention
 
-MIXERS: dict[str, type[Mixer]] = {"retention": Retention, "attention": Attention, "glu": GatedLinearUnit}
+MIXERS: dict[str, type[Mixer]] = {
+    "retention": Retention,
+    "attention": Attention,
+    "dilated_attention": DilatedAttention,
+    "glu": GatedLinearUnit,
+}
 """The block names that a configuration may use."""

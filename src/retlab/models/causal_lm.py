@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 from ..mixers import Mixer
 from .body import Body, BodyOutput, relative_segments
 from .cache import StateCache
-from .configuration import DecoderConfig, HybridConfig, ModelConfig, RetNetConfig
+from .configuration import DecoderConfig, HybridConfig, LongNetConfig, ModelConfig, RetNetConfig
 
 logger = logging.get_logger(__name__)
 
@@ -280,6 +280,13 @@ class TransformerModelHF(CausalLM):
     _supports_sdpa = True
 
 
+class LongNetModelHF(CausalLM):
+    """A LongNet: dilated attention, and otherwise the Transformer; a cache of the open segments' kept tokens."""
+
+    config_class = LongNetConfig
+    _is_stateful = True
+
+
 class HybridModelHF(CausalLM):
     """A model of any list of blocks."""
 
@@ -289,7 +296,8 @@ class HybridModelHF(CausalLM):
 
 
 MODELS: dict[str, type[CausalLM]] = {
-    model.config_class.architecture: model for model in (RetNetModelHF, TransformerModelHF, HybridModelHF)
+    model.config_class.architecture: model
+    for model in (RetNetModelHF, TransformerModelHF, LongNetModelHF, HybridModelHF)
 }
 """The model class of every architecture."""
 

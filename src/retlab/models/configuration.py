@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import yaml
 from transformers import PretrainedConfig
 
-from .fields import HybridFields, ModelFields, RetNetFields, TransformerFields, check_value
+from ..mixers.dilated_attention import check_branches
+from .fields import HybridFields, LongNetFields, ModelFields, RetNetFields, TransformerFields, check_value
 
 
 class ModelConfig(PretrainedConfig, ModelFields):
@@ -168,6 +169,23 @@ class DecoderConfig(ModelConfig, TransformerFields):
     attribute_map: ClassVar[dict[str, str]] = _HEAD_ALIASES
 
 
+class LongNetConfig(ModelConfig, LongNetFields):
+    """Configuration of `LongNetModelHF`."""
+
+    model_type = "retlab_longnet"
+    architecture = "longnet"
+    attribute_map: ClassVar[dict[str, str]] = {
+        **_HEAD_ALIASES,
+        "segment_length": "segment_lengths",
+        "dilated_ratio": "dilation_ratios",
+    }
+
+    def check(self) -> None:
+        """Raise a ValueError with one sentence about the first value that cannot be."""
+        super().check()
+        check_branches(self.segment_lengths, self.dilation_ratios, self.num_attention_heads)
+
+
 class HybridConfig(ModelConfig, HybridFields):
     """Configuration of `HybridModelHF`."""
 
@@ -177,6 +195,6 @@ class HybridConfig(ModelConfig, HybridFields):
 
 
 CONFIGS: dict[str, type[ModelConfig]] = {
-    config.architecture: config for config in (RetNetConfig, DecoderConfig, HybridConfig)
+    config.architecture: config for config in (RetNetConfig, DecoderConfig, LongNetConfig, HybridConfig)
 }
 """The configuration class of every architecture."""

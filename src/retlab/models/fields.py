@@ -1,7 +1,7 @@
 """What describes a model: one definition, from which the YAML schema and the saved `config.json` are both made."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 
 def _field(default: Any, doc: str, **bounds: float) -> Any:
@@ -103,6 +103,41 @@ class TransformerFields(ModelFields):
         return [attention, _glu(self)]
 
 
+@dataclass
+class LongNetFields(ModelFields):
+    """Dilated attention with rotary positions, and the same gated linear unit and norms as the RetNet."""
+
+    num_attention_heads: int = _field(4, "Attention heads; of a segment, head h keeps the tokens h mod ratio.", ge=1)
+    segment_lengths: list[int] = field(
+        default_factory=lambda: [64, 256, 1024],
+        metadata={"doc": "Tokens per segment of every branch, increasing; nothing is read further back.", "bounds": {}},
+    )
+    dilation_ratios: list[int] = field(
+        default_factory=lambda: [1, 2, 4],
+        metadata={"doc": "For every segment length, of how many tokens a head keeps one.", "bounds": {}},
+    )
+    intermediate_size: int | None = _field(
+        None, "Width inside the feed-forward block; null is twice hidden_size.", ge=1
+    )
+    hidden_act: Literal["gelu", "silu", "relu"] = _field("gelu", "Activation of the feed-forward block.")
+    activation_dropout: float = _field(0.0, "Dropout inside the feed-forward block.", ge=0, lt=1)
+    rope_theta: float = _field(10_000.0, "Base of the rotary positions' wavelengths.", gt=1)
+
+    def check(self) -> None:
+        super().check()
+        check_heads(self.hidden_size, self.num_attention_heads)
+
+    def block_list(self) -> list[dict[str, Any]]:
+        attention = {
+            "name": "dilated_attention",
+            "num_heads": self.num_attention_heads,
+            "segment_lengths": self.segment_lengths,
+            "dilation_ratios": self.dilation_ratios,
+            "rope_theta": self.rope_theta,
+        }
+        return [attention, _glu(self)]
+
+
 def _example_blocks() -> list[dict[str, Any]]:
     return [
         {"name": "retention", "num_heads": 4},
@@ -137,6 +172,7 @@ class HybridFields(ModelFields):
 FIELDS: dict[str, type[ModelFields]] = {
     "retnet": RetNetFields,
     "transformer": TransformerFields,
+    "longnet": LongNetFields,
     "hybrid": HybridFields,
 }
 """The architectures by name."""
@@ -153,7 +189,7 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
         )
 
 
-def _glu(model: RetNetFields | TransformerFields) -> dict[str, Any]:
+def _glu(model: RetNetFields | TransformerFields | LongNetFields) -> dict[str, Any]:
     return {
         "name": "glu",
         "intermediate_size": model.intermediate_size,
@@ -164,6 +200,12 @@ def _glu(model: RetNetFields | TransformerFields) -> dict[str, Any]:
 
 def check_value(name: str, value: Any, kind: Any, bounds: dict[str, float]) -> None:
     """One value against its type and bounds, for configurations that come without the YAML schema's checks."""
+    if get_origin(kind) in (list, tuple):
+        if get_args(kind)[0] is int and not (
+            isinstance(value, list | tuple) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+        ):
+            raise ValueError(f"{name} must be a list of whole numbers, not {value!r}.")
+        return
     choices = getattr(kind, "__args__", ())
     if kind is bool or (choices and isinstance(choices[0], str)):
         allowed = (True, False) if kind is bool else choices

@@ -17,6 +17,11 @@ _ARCHITECTURES = {
         "Transformer",
         "a Transformer with rotary positions ([Su et al. 2021](https://arxiv.org/abs/2104.09864))",
     ),
+    "longnet": (
+        "LongNet",
+        "a LongNet ([Ding et al. 2023](https://arxiv.org/abs/2307.02486)): dilated attention with rotary positions, so"
+        " that a generated token costs the same time and memory at any length beyond the longest segment",
+    ),
     "hybrid": ("hybrid", "a stack of different blocks, which `blocks` in `config.json` lists"),
 }
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
-from retlab.models.fields import FIELDS, HybridFields, ModelFields
+from retlab.models.fields import FIELDS, HybridFields, LongNetFields, ModelFields
 from retlab.section import Section
 
 _MATCH = (
@@ -46,8 +46,8 @@ class ModelSettings(Section):
     def _check(self) -> Self:
         fields = self.fields_class(**self.model_fields_as_dict())
         fields.check()
-        if isinstance(fields, HybridFields):
-            # Only the mixers know their settings; PyTorch, which they need, loads for hybrids alone.
+        if isinstance(fields, HybridFields | LongNetFields):
+            # Only the mixers know their settings; PyTorch, which they need, loads for these alone.
             from retlab.models.counting import count_parameters
 
             count_parameters(fields)
@@ -69,7 +69,7 @@ def _section(name: str, architecture: str, doc: str) -> type[ModelSettings]:
     entries: dict[str, Any] = {
         "architecture": (
             Literal[architecture],
-            Field(default=architecture, description="Which model: retnet, transformer or hybrid."),
+            Field(default=architecture, description="Which model: retnet, transformer, longnet or hybrid."),
         )
     }
     entries |= {item.name: _schema_entry(item) for item in dataclasses.fields(fields_class)}
@@ -81,10 +81,13 @@ def _section(name: str, architecture: str, doc: str) -> type[ModelSettings]:
 
 RetNetSection = _section("RetNetSection", "retnet", "A RetNet.")
 TransformerSection = _section("TransformerSection", "transformer", "A Transformer.")
+LongNetSection = _section("LongNetSection", "longnet", "A LongNet.")
 HybridSection = _section("HybridSection", "hybrid", "A model of any blocks.")
 
 if TYPE_CHECKING:
     ModelSection = ModelSettings
 else:
-    ModelSection = Annotated[RetNetSection | TransformerSection | HybridSection, Field(discriminator="architecture")]
-"""The `model` section: one of the three, told apart by `architecture`."""
+    ModelSection = Annotated[
+        RetNetSection | TransformerSection | LongNetSection | HybridSection, Field(discriminator="architecture")
+    ]
+"""The `model` section: one of the four, told apart by `architecture`."""

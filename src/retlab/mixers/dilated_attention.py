@@ -1,0 +1,223 @@
+"""Dilated attention (LongNet, Ding et al. 2023, arXiv:2307.02486): causal softmax attention of linear cost.
+
+A branch with segment length w and dilation ratio r cuts every document into segments of w tokens; head h keeps the
+tokens h mod r, h mod r + r, ... of each, and they attend to each other causally. The branches' outputs are weighted by
+their shares of the sum of the softmax denominators (eq. 9 and 10), so that a head's output at a token is one softmax
+over the keys of all branches that kept the token. A head to which no branch gives a token is silent there: its output
+is zero, as in the paper and in TorchScale; smaller ratios, or more heads, leave no token to silence alone.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from .base import Mixer, Projection, head_width
+from .dilated_slots import NOTHING, TokenOrder, branch_slots, head_offsets, token_order
+from .rotary import rope_frequencies, rotate_halves, rotation
+from .segment_attention import EMPTY, Before, attend_in_blocks, widened
+
+
+class DilatedState(NamedTuple):
+    """The keys and values that later tokens can still read: of the open segment of every branch, what the heads keep.
+
+    `keys` and `values` (batch, heads, slots, head width) hold the branches one after the other, each with the j-th
+    token that a head keeps of the segment in its j-th slot, and zeros where that token has not come. `place` (batch,)
+    int64 counts the tokens of the open document. `fed` (batch, tokens fed, at most the longest segment, 0) holds no
+    number: its length says how many slots the branches have.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    place: torch.Tensor
+    fed: torch.Tensor
+
+
+class Branch(NamedTuple):
+    """One segment length with its dilation ratio, in tokens."""
+
+    segment: int
+    ratio: int
+
+    def slots(self, fed: int) -> int:
+        """Tokens that a head keeps of a segment, of `fed` tokens at most."""
+        return -(-min(fed, self.segment) // self.ratio)
+
+
+def check_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int], num_heads: int) -> None:
+    """Raise a ValueError with one sentence about lists that describe no dilated attention."""
+    segments, ratios = list(segment_lengths), list(dilation_ratios)
+    if not segments or len(segments) != len(ratios):
+        raise ValueError(
+            f"segment_lengths {segments} and dilation_ratios {ratios} must be lists of the same length, one or more: "
+            "every segment length has its ratio."
+        )
+    for name, numbers in (("segment_lengths", segments), ("dilation_ratios", ratios)):
+        if min(numbers) < 1:
+            raise ValueError(f"{name} {numbers} must be whole numbers of at least 1.")
+    if any(a >= b for a, b in pairwise(segments)):
+        raise ValueError(f"segment_lengths {segments} must increase.")
+    for segment, ratio in zip(segments, ratios, strict=True):
+        if ratio > segment:
+            raise ValueError(f"A dilation ratio ({ratio}) must not exceed its segment length ({segment}).")
+    if min(ratios) > num_heads:
+        raise ValueError(
+            f"The smallest of dilation_ratios {ratios} must not exceed the number of heads ({num_heads}): head h keeps "
+            "the tokens h mod ratio, and some tokens would be kept by none."
+        )
+
+
+class DilatedAttention(Mixer):
+    """Multi-head dilated attention with rotary positions of base `rope_theta` (Su et al. 2021) and no biases."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        num_heads: int = 4,
+        segment_lengths: tuple[int, ...] = (64, 256, 1024),
+        dilation_ratios: tuple[int, ...] = (1, 2, 4),
+        rope_theta: float = 10_000.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_width = head_width(hidden_size, num_heads)
+        check_branches(segment_lengths, dilation_ratios, num_heads)
+        self.branches = [Branch(*pair) for pair in zip(segment_lengths, dilation_ratios, strict=True)]
+        self.rope_theta = rope_theta
+        # TorchScale's initialisation.
+        self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
+        self.k_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
+        self.v_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
+        self.out_proj = Projection(hidden_size, hidden_size, gain=1.0)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+        state: DilatedState | None = None,
+    ) -> tuple[torch.Tensor, DilatedState]:
+        cos, sin = rotation(positions, rope_frequencies(self.head_width, self.rope_theta, hidden.device))
+        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
+        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
+        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        out, new_state = dilated_attention(q, k, v, self.branches, segment_ids, state)
+        return self.out_proj(out.transpose(1, 2).flatten(-2)), new_state
+
+    def core_flops_per_token(self, sequence_length: int) -> float:
+        """Scores and weighted sums of every branch over the half of its squares that the causal mask leaves.
+
+        One token in `ratio` is kept per head, and reads one in `ratio` of its segment.
+        """
+        pairs = sum(min(segment, sequence_length) / ratio**2 for segment, ratio in self.branches)
+        return 2 * pairs * self.num_heads * self.head_width
+
+
+def dilated_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    branches: list[Branch],
+    segment_ids: torch.Tensor | None = None,
+    state: DilatedState | None = None,
+) -> tuple[torch.Tensor, DilatedState]:
+    """The dilated attention of (positioned) queries, keys and values, and the state after the last token.
+
+    q, k, v (batch, heads, tokens, head width) in one floating dtype; `segment_ids` (batch, tokens) int64 as in `base`.
+    Returns (batch, heads, tokens, head width) in the dtype of v. Work and memory are linear in tokens. Softmax is
+    computed in float32 at least, and autocast is left out.
+    """
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        order = token_order(q.shape[2], segment_ids, None if state is None else state.place, q.device)
+        out = _mix(q, k, v, branches, order, state)
+        return out, _next_state(k, v, branches, order, state)
+
+
+def _mix(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    branches: list[Branch],
+    order: TokenOrder,
+    state: DilatedState | None,
+) -> torch.Tensor:
+    """One softmax over what every token reads: itself, once per branch that kept it, and what came before it."""
+    heads, tokens, width = q.shape[1:]
+    offsets = head_offsets(heads, q.device)
+    itself = (widened(q) * widened(k)).sum(-1) * width**-0.5
+    place = order.own_place[:, None]
+    keeping = [place % segment % ratio == offsets % ratio for segment, ratio in branches]
+    itself = itself + torch.stack(keeping).sum(0).to(itself.dtype).log()
+    totals, earlier = [itself], []
+    for index, branch in enumerate(branches):
+        slots = branch_slots(order, *branch, heads)
+        out, total = attend_in_blocks(
+            _take(q, slots.reader),
+            _take(k, slots.writer),
+            _take(v, slots.writer),
+            slots.reader_unit,
+            slots.writer_unit,
+            branch.slots(branch.segment),
+            _past(branches, index, heads, state),
+        )
+        reader = slots.reader.expand(q.shape[0], -1, -1)
+        # The slot behind the last takes what belongs to no token.
+        at_tokens = total.new_full((*q.shape[:2], tokens + 1), EMPTY).scatter(2, reader, total)
+        totals.append(at_tokens[..., :tokens])
+        earlier.append((reader, out, total))
+    together = torch.stack(totals).logsumexp(0)
+    out = F.pad((itself - together).exp().to(v.dtype)[..., None] * v, (0, 0, 0, 1))
+    together = F.pad(together, (0, 1), value=-EMPTY)
+    for reader, from_branch, total in earlier:
+        share = (total - together.gather(2, reader)).exp().to(v.dtype)[..., None]
+        out = out.scatter_add(2, reader[..., None].expand_as(from_branch), share * from_branch)
+    return out[:, :, :tokens]
+
+
+def _past(branches: list[Branch], index: int, heads: int, state: DilatedState | None) -> Before | None:
+    """What the state holds of one branch; its segment began `place` tokens before the piece."""
+    if state is None:
+        return None
+    branch, sizes = branches[index], [branch.slots(state.fed.shape[1]) for branch in branches]
+    kept = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
+    place = state.place[:, None, None] % branch.segment
+    filled = _kept_places(branch, sizes[index], heads, place.device) < place
+    return Before(state.keys[:, :, kept], state.values[:, :, kept], torch.where(filled, -place, NOTHING))
+
+
+def _kept_places(branch: Branch, slots: int, heads: int, device: torch.device) -> torch.Tensor:
+    """Places in a segment of the tokens that each head keeps (1, H, slots)."""
+    return (head_offsets(heads, device) % branch.ratio + torch.arange(slots, device=device) * branch.ratio)[None]
+
+
+def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The tokens (b, H, n) of x (B, H, T, width): (B, H, n, width)."""
+    index = index.clamp(0, x.shape[2] - 1)[..., None]
+    return x.gather(2, index.expand(*x.shape[:2], -1, x.shape[-1]))
+
+
+def _next_state(
+    k: torch.Tensor, v: torch.Tensor, branches: list[Branch], order: TokenOrder, state: DilatedState | None
+) -> DilatedState:
+    """What the open segments keep after this piece."""
+    batch, heads, tokens, _ = k.shape
+    fed = min(tokens + (0 if state is None else state.fed.shape[1]), branches[-1].segment)
+    place = order.open_place.expand(batch, 1)
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for index, branch in enumerate(branches):
+        in_segment = place[:, None] % branch.segment
+        slots, past = branch.slots(fed), _past(branches, index, heads, state)
+        kept = _kept_places(branch, slots, heads, k.device)
+        # Counted over the real tokens of this piece; negative where the state has it already.
+        rank = order.length[:, None] - in_segment + kept
+        token = order.token[:, None].expand(-1, heads, -1).expand(batch, -1, -1).gather(2, rank.clamp(0, tokens - 1))
+        for new, old, parts in ((k, past and past.keys, keys), (v, past and past.values, values)):
+            part = _take(new, token)
+            if old is not None:
+                part = torch.where((rank < 0)[..., None], F.pad(old, (0, 0, 0, slots - old.shape[2])), part)
+            parts.append(torch.where((kept < in_segment)[..., None], part, 0))
+    return DilatedState(torch.cat(keys, 2), torch.cat(values, 2), place[:, 0], k.new_empty(batch, fed, 0))
