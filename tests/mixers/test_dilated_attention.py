@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from tests.mixers.oracles import layouts
+from tests.mixers.oracles import layouts, path_lengths, relative_error
 
-from retlab.mixers.dilated_attention import Branch, dilated_attention
+from retlab.mixers.attention import Attention
+from retlab.mixers.dilated_attention import DilatedAttention, dilated_attention
+from retlab.mixers.dilated_slots import Branch
 
 HEADS, WIDTH = 5, 4
 BRANCHES = {
@@ -81,3 +83,127 @@ def test_equals_the_listed_keys(branches, tokens, layout):
     )
     for mine, wanted in zip(actual, expected, strict=True):
         assert (mine - wanted).abs().max() < 1e-12
+
+
+def _masked(q, k, v, branches, segment_ids):
+    """The same as one softmax over all pairs, each as often as branches have it: for lengths that lists are slow for."""
+    reads = path_lengths(segment_ids) >= 0
+    place = reads.sum(-1) - 1
+    times = torch.zeros(q.shape[0], q.shape[1], *reads.shape[1:])
+    for segment, ratio in branches:
+        kept = (place % segment % ratio)[:, None] == torch.arange(q.shape[1])[:, None] % ratio
+        same = (place // segment)[:, :, None] == (place // segment)[:, None, :]
+        times += (reads & same)[:, None] & kept[..., :, None] & kept[..., None, :]
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + times.log()
+    return scores.softmax(-1).nan_to_num(0.0) @ v
+
+
+@pytest.mark.parametrize("layout", ["none", "plain", "mixed"])
+@pytest.mark.parametrize("scale", [1, 30])
+def test_long_segments_in_blocks(layout, scale):
+    """Segments of several blocks, in float32, also where the softmax denominators lie a hundred powers of ten apart."""
+    branches, tokens = [(300, 1), (640, 2), (701, 3)], 900
+    segment_ids = layouts(tokens)[layout]
+    plain = torch.zeros(2, tokens, dtype=torch.long) if segment_ids is None else segment_ids
+    real = (plain >= 0)[:, None, :, None]
+    q, k, v = _inputs(tokens)
+    expected = _masked(q * scale, k, v, branches, plain) * real
+    out, _ = dilated_attention(
+        (q * scale).float(), k.float(), v.float(), [Branch(*pair) for pair in branches], segment_ids
+    )
+    assert relative_error(out * real, expected) < 2e-6 * scale
+
+
+@pytest.mark.parametrize("layout", ["none", "documents", "mixed"])
+@pytest.mark.parametrize("segment_length", [200, 10_000])
+def test_one_segment_over_everything_is_ordinary_attention(layout, segment_length):
+    torch.manual_seed(0)
+    dilated = DilatedAttention(12, num_heads=2, segment_lengths=(segment_length,), dilation_ratios=(1,))
+    ordinary = Attention(12, num_heads=2)
+    ordinary.load_state_dict(dilated.state_dict())
+    segment_ids, positions = layouts(200)[layout], torch.arange(200)[None]
+    real = torch.ones(2, 200, 1) if segment_ids is None else (segment_ids >= 0)[..., None]
+    results = []
+    for mixer in (dilated, ordinary):
+        hidden = torch.randn(2, 200, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = mixer(hidden, positions, segment_ids)[0] * real
+        out.pow(2).sum().backward()
+        results.append([out, hidden.grad, *(parameter.grad for parameter in mixer.parameters())])
+    for mine, expected in zip(*results, strict=True):
+        assert relative_error(mine, expected) < 1e-5
+
+
+@pytest.mark.parametrize("branches", BRANCHES)
+@pytest.mark.parametrize("layout", ["none", "left", "documents", "mixed"])
+def test_pieces_of_any_size(branches, layout):
+    """Outputs, the state after every piece, and gradients through the states are those of one call."""
+    tokens, sizes = 61, [1, 1, 1, 7, 1, 20, 1, 1, 1, 1, 1, 1, 23, 2]
+    segment_ids = layouts(tokens)[layout]
+    real = 1 if segment_ids is None else (segment_ids >= 0)[:, None, :, None]
+
+    def in_pieces(q, k, v):
+        outputs, state, start, open_document = [], None, 0, torch.zeros(2, 1, dtype=torch.long)
+        for size in sizes:
+            piece = slice(start, start + size)
+            relative = None
+            if segment_ids is not None:
+                relative = torch.where(segment_ids[:, piece] < 0, -1, segment_ids[:, piece] - open_document)
+                open_document = torch.maximum(open_document, segment_ids[:, piece].amax(1, keepdim=True))
+            qkv = (x[:, :, piece] for x in (q, k, v))
+            out, state = dilated_attention(*qkv, _as_branches(branches), relative, state)
+            outputs.append(out)
+            start += size
+            until = None if segment_ids is None else segment_ids[:, :start]
+            _, expected = dilated_attention(*(x[:, :, :start] for x in (q, k, v)), _as_branches(branches), until)
+            assert all(torch.equal(mine, wanted) for mine, wanted in zip(state, expected, strict=True))
+        return torch.cat(outputs, dim=2)
+
+    actual = _with_gradients(in_pieces, _inputs(tokens), real)
+    expected = _with_gradients(
+        lambda *x: dilated_attention(*x, _as_branches(branches), segment_ids)[0], _inputs(tokens), real
+    )
+    for mine, wanted in zip(actual, expected, strict=True):
+        assert (mine - wanted).abs().max() < 1e-12
+
+
+def test_the_state_is_bounded_by_the_segments():
+    """It holds what heads keep of a segment per branch, and of that no more than has come."""
+    mixer = DilatedAttention(8, num_heads=2, segment_lengths=(4, 30), dilation_ratios=(1, 4)).eval()
+    slots = {}
+    for tokens in (1, 3, 10, 29, 30, 31, 500):
+        _, state = mixer(torch.randn(1, tokens, 8), torch.arange(tokens)[None])
+        slots[tokens] = state.keys.shape[2]
+        assert sum(x.untyped_storage().nbytes() for x in state) == 2 * state.keys.numel() * 4 + 8
+    assert slots == {1: 2, 3: 4, 10: 7, 29: 12, 30: 12, 31: 12, 500: 12}
+
+
+def test_a_token_that_no_branch_gives_to_a_head_gets_zero_from_it():
+    q, k, v = _inputs(12)
+    out, _ = dilated_attention(q, k, v, [Branch(8, 2)])
+    silent = (torch.arange(12) % 8 % 2) != torch.arange(HEADS)[:, None] % 2
+    assert out[:, silent].abs().max() == 0
+    assert (out[:, ~silent].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("segment_lengths", "dilation_ratios", "sentence"),
+    [
+        ((4, 8), (1,), "lists of the same length"),
+        ((), (), "lists of the same length"),
+        ((4, 4), (1, 2), "must increase"),
+        ((8, 4), (1, 2), "must increase"),
+        ((0, 4), (1, 2), r"segment_lengths \[0, 4\] must be whole numbers of at least 1"),
+        ((4, 8), (1, -2), r"dilation_ratios \[1, -2\] must be whole numbers of at least 1"),
+        ((4, 8), (1, 16), r"ratio \(16\) must not exceed its segment length \(8\)"),
+        ((4, 8), (3, 4), r"must not exceed the number of heads \(2\)"),
+    ],
+)
+def test_lists_that_do_not_fit(segment_lengths, dilation_ratios, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        DilatedAttention(8, num_heads=2, segment_lengths=segment_lengths, dilation_ratios=dilation_ratios)
+    assert "\n" not in str(error.value)
+
+
+def test_an_odd_head_width_is_refused():
+    with pytest.raises(ValueError, match="even width"):
+        DilatedAttention(12, num_heads=4)

@@ -9,41 +9,15 @@ is zero, as in the paper and in TorchScale; smaller ratios, or more heads, leave
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from .base import Mixer, Projection, head_width
-from .dilated_slots import NOTHING, TokenOrder, branch_slots, head_offsets, token_order
+from .dilated_slots import Branch, TokenOrder, branch_slots, head_offsets, token_order
+from .dilated_state import DilatedState, next_state, one_more_token, past_of, take_tokens
 from .rotary import rope_frequencies, rotate_halves, rotation
-from .segment_attention import EMPTY, Before, attend_in_blocks, widened
-
-
-class DilatedState(NamedTuple):
-    """The keys and values that later tokens can still read: of the open segment of every branch, what the heads keep.
-
-    `keys` and `values` (batch, heads, slots, head width) hold the branches one after the other, each with the j-th
-    token that a head keeps of the segment in its j-th slot, and zeros where that token has not come. `place` (batch,)
-    int64 counts the tokens of the open document. `fed` (batch, tokens fed, at most the longest segment, 0) holds no
-    number: its length says how many slots the branches have.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    place: torch.Tensor
-    fed: torch.Tensor
-
-
-class Branch(NamedTuple):
-    """One segment length with its dilation ratio, in tokens."""
-
-    segment: int
-    ratio: int
-
-    def slots(self, fed: int) -> int:
-        """Tokens that a head keeps of a segment, of `fed` tokens at most."""
-        return -(-min(fed, self.segment) // self.ratio)
+from .segment_attention import EMPTY, attend_in_blocks, widened
 
 
 def check_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int], num_heads: int) -> None:
@@ -131,9 +105,11 @@ def dilated_attention(
     computed in float32 at least, and autocast is left out.
     """
     with torch.autocast(device_type=q.device.type, enabled=False):
+        if state is not None and q.shape[2] == 1:
+            return one_more_token(q, k, v, branches, segment_ids, state)
         order = token_order(q.shape[2], segment_ids, None if state is None else state.place, q.device)
         out = _mix(q, k, v, branches, order, state)
-        return out, _next_state(k, v, branches, order, state)
+        return out, next_state(k, v, branches, order, state)
 
 
 def _mix(
@@ -149,19 +125,18 @@ def _mix(
     offsets = head_offsets(heads, q.device)
     itself = (widened(q) * widened(k)).sum(-1) * width**-0.5
     place = order.own_place[:, None]
-    keeping = [place % segment % ratio == offsets % ratio for segment, ratio in branches]
-    itself = itself + torch.stack(keeping).sum(0).to(itself.dtype).log()
+    keeping = torch.stack([place % segment % ratio == offsets % ratio for segment, ratio in branches]).sum(0)
+    itself = itself + keeping.to(itself.dtype).log()
     totals, earlier = [itself], []
-    for index, branch in enumerate(branches):
-        slots = branch_slots(order, *branch, heads)
+    for branch, past in zip(branches, past_of(branches, heads, state), strict=True):
+        slots = branch_slots(order, branch, heads)
         out, total = attend_in_blocks(
-            _take(q, slots.reader),
-            _take(k, slots.writer),
-            _take(v, slots.writer),
-            slots.reader_unit,
-            slots.writer_unit,
+            take_tokens(q, slots.reader),
+            take_tokens(k, slots.writer),
+            take_tokens(v, slots.writer),
             branch.slots(branch.segment),
-            _past(branches, index, heads, state),
+            slots.segments,
+            past,
         )
         reader = slots.reader.expand(q.shape[0], -1, -1)
         # The slot behind the last takes what belongs to no token.
@@ -175,49 +150,3 @@ def _mix(
         share = (total - together.gather(2, reader)).exp().to(v.dtype)[..., None]
         out = out.scatter_add(2, reader[..., None].expand_as(from_branch), share * from_branch)
     return out[:, :, :tokens]
-
-
-def _past(branches: list[Branch], index: int, heads: int, state: DilatedState | None) -> Before | None:
-    """What the state holds of one branch; its segment began `place` tokens before the piece."""
-    if state is None:
-        return None
-    branch, sizes = branches[index], [branch.slots(state.fed.shape[1]) for branch in branches]
-    kept = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
-    place = state.place[:, None, None] % branch.segment
-    filled = _kept_places(branch, sizes[index], heads, place.device) < place
-    return Before(state.keys[:, :, kept], state.values[:, :, kept], torch.where(filled, -place, NOTHING))
-
-
-def _kept_places(branch: Branch, slots: int, heads: int, device: torch.device) -> torch.Tensor:
-    """Places in a segment of the tokens that each head keeps (1, H, slots)."""
-    return (head_offsets(heads, device) % branch.ratio + torch.arange(slots, device=device) * branch.ratio)[None]
-
-
-def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The tokens (b, H, n) of x (B, H, T, width): (B, H, n, width)."""
-    index = index.clamp(0, x.shape[2] - 1)[..., None]
-    return x.gather(2, index.expand(*x.shape[:2], -1, x.shape[-1]))
-
-
-def _next_state(
-    k: torch.Tensor, v: torch.Tensor, branches: list[Branch], order: TokenOrder, state: DilatedState | None
-) -> DilatedState:
-    """What the open segments keep after this piece."""
-    batch, heads, tokens, _ = k.shape
-    fed = min(tokens + (0 if state is None else state.fed.shape[1]), branches[-1].segment)
-    place = order.open_place.expand(batch, 1)
-    keys: list[torch.Tensor] = []
-    values: list[torch.Tensor] = []
-    for index, branch in enumerate(branches):
-        in_segment = place[:, None] % branch.segment
-        slots, past = branch.slots(fed), _past(branches, index, heads, state)
-        kept = _kept_places(branch, slots, heads, k.device)
-        # Counted over the real tokens of this piece; negative where the state has it already.
-        rank = order.length[:, None] - in_segment + kept
-        token = order.token[:, None].expand(-1, heads, -1).expand(batch, -1, -1).gather(2, rank.clamp(0, tokens - 1))
-        for new, old, parts in ((k, past and past.keys, keys), (v, past and past.values, values)):
-            part = _take(new, token)
-            if old is not None:
-                part = torch.where((rank < 0)[..., None], F.pad(old, (0, 0, 0, slots - old.shape[2])), part)
-            parts.append(torch.where((kept < in_segment)[..., None], part, 0))
-    return DilatedState(torch.cat(keys, 2), torch.cat(values, 2), place[:, 0], k.new_empty(batch, fed, 0))

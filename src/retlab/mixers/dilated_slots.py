@@ -16,8 +16,21 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-NOTHING = -(2**62)
-"""Stands for the segment of a slot that holds no token."""
+from .segment_attention import EMPTY, Segments
+
+# Stands for the segment of what is no token.
+_NOTHING = -(2**62)
+
+
+class Branch(NamedTuple):
+    """One segment length with its dilation ratio, in tokens."""
+
+    segment: int
+    ratio: int
+
+    def slots(self, fed: int) -> int:
+        """Tokens that a head keeps of a segment, of `fed` tokens at most."""
+        return -(-min(fed, self.segment) // self.ratio)
 
 
 class TokenOrder(NamedTuple):
@@ -25,7 +38,8 @@ class TokenOrder(NamedTuple):
 
     `token` (b, T) says where in the piece the n-th real token is, `place` (b, T) which token of its document it is,
     from 0 and with those before the piece; both mean nothing from `length` (b, 1) on. `own_place` (b, T) is the place
-    of the token at each index of the piece, `open_place` (b, 1) that of the token that would come next.
+    of the token at each index of the piece, `open_place` (b, 1) that of the token that would come next. `plain` says
+    that there is neither padding nor a boundary nor a past.
     """
 
     token: torch.Tensor
@@ -33,19 +47,20 @@ class TokenOrder(NamedTuple):
     length: torch.Tensor
     own_place: torch.Tensor
     open_place: torch.Tensor
+    plain: bool
 
 
 class BranchSlots(NamedTuple):
-    """The reader and the writer of every cell, (b, H, cells) int64, and the segments that they belong to.
+    """Where in the piece the reader and the writer of every cell are, (b, H, cells) int64, and their segments.
 
     `reader` is the number of tokens where a cell has none. A segment is named by the rank of its first token among
-    the real tokens of the piece, negative for one that began before it.
+    the real tokens of the piece, negative for one that began before it. None stands for segments of whole cells that
+    follow each other from the first on.
     """
 
     reader: torch.Tensor
     writer: torch.Tensor
-    reader_unit: torch.Tensor
-    writer_unit: torch.Tensor
+    segments: Segments | None
 
 
 def token_order(
@@ -56,7 +71,7 @@ def token_order(
     before = torch.zeros_like(index[:, :1]) if past is None else past[:, None]
     if segment_ids is None:
         place = index + before
-        return TokenOrder(index, place, torch.full_like(before, tokens), place, before + tokens)
+        return TokenOrder(index, place, torch.full_like(before, tokens), place, before + tokens, past is None)
     real = segment_ids >= 0
     token = (~real).long().argsort(dim=1, stable=True)
     document = segment_ids.gather(1, token)
@@ -64,10 +79,9 @@ def token_order(
     place = index - torch.where(begins, index, -before).cummax(dim=1).values
     rank = real.long().cumsum(dim=1)
     length = rank[:, -1:]
-    last = place.gather(1, (length - 1).clamp(min=0))
-    return TokenOrder(
-        token, place, length, place.gather(1, (rank - 1).clamp(min=0)), torch.where(length > 0, last + 1, before)
-    )
+    own_place = place.gather(1, (rank - 1).clamp(min=0))
+    following = place.gather(1, (length - 1).clamp(min=0)) + 1
+    return TokenOrder(token, place, length, own_place, torch.where(length > 0, following, before), False)
 
 
 def head_offsets(heads: int, device: torch.device) -> torch.Tensor:
@@ -75,25 +89,30 @@ def head_offsets(heads: int, device: torch.device) -> torch.Tensor:
     return torch.arange(heads, device=device)[:, None]
 
 
-def branch_slots(order: TokenOrder, segment: int, ratio: int, heads: int) -> BranchSlots:
-    """The cells of a branch of segments of `segment` tokens, of which each head keeps one in `ratio`."""
-    tokens = order.token.shape[1]
-    index = torch.arange(tokens, device=order.token.device)
+def kept_places(branch: Branch, slots: int, heads: int, device: torch.device) -> torch.Tensor:
+    """Places in a segment of the first `slots` tokens that each head keeps (1, H, slots)."""
+    return (head_offsets(heads, device) % branch.ratio + torch.arange(slots, device=device) * branch.ratio)[None]
+
+
+def branch_slots(order: TokenOrder, branch: Branch, heads: int) -> BranchSlots:
+    """The cells of a branch."""
+    segment, ratio = branch
+    tokens, device = order.token.shape[1], order.token.device
     fill = -tokens % ratio
-    unit = torch.where(index < order.length, index - order.place % segment, NOTHING)
-    unit = F.pad(unit, (0, fill), value=NOTHING)[:, None]
+    unit = torch.where(
+        torch.arange(tokens, device=device) < order.length,
+        torch.arange(tokens, device=device) - order.place % segment,
+        _NOTHING,
+    )
+    unit = F.pad(unit, (0, fill), value=_NOTHING)[:, None]
     token = F.pad(order.token.expand(unit.shape[0], -1), (0, fill), value=tokens)[:, None].expand(-1, heads, -1)
     first, last = unit[..., ::ratio], unit[..., ratio - 1 :: ratio]
-    start = torch.arange(0, tokens, ratio, device=unit.device)
-    offsets = head_offsets(heads, unit.device)
+    start = torch.arange(0, tokens, ratio, device=device)
     # The only rank in the cell that lies a multiple of the ratio behind the segment's start and the head's offset.
-    read, write = (start + (edge + offsets) % ratio for edge in (first, last))
-    reads = (unit.expand(-1, heads, -1).gather(2, read) == first) & (first != NOTHING)
-    writes = (write >= last) & (last != NOTHING)
-    return BranchSlots(
-        torch.where(reads, token.gather(2, read), tokens),
-        token.gather(2, write),
-        # No writer has this number.
-        torch.where(reads, first, NOTHING + 1),
-        torch.where(writes, last, NOTHING),
-    )
+    read, write = (start + (edge + head_offsets(heads, device)) % ratio for edge in (first, last))
+    reads = (unit.expand(-1, heads, -1).gather(2, read) == first) & (first != _NOTHING)
+    reader, writer = torch.where(reads, token.gather(2, read), tokens), token.gather(2, write)
+    if order.plain and segment % ratio == 0:
+        return BranchSlots(reader, writer, None)
+    writes = (write >= last) & (last != _NOTHING)
+    return BranchSlots(reader, writer, Segments(first, last, torch.where(writes, 0.0, EMPTY)))
