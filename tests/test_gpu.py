@@ -28,13 +28,11 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _model(architecture: str, **sizes: int):
-    from retlab import DecoderConfig, RetNetConfig, RetNetModelHF, TransformerModelHF
+    from retlab.models.causal_lm import MODELS
 
     sizes = {"vocab_size": 256, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4} | sizes
     torch.manual_seed(0)
-    if architecture == "retnet":
-        return RetNetModelHF(RetNetConfig(**sizes)).eval()
-    return TransformerModelHF(DecoderConfig(**sizes)).eval()
+    return MODELS[architecture](**sizes).eval()
 
 
 @pytest.mark.parametrize("length", [100, 1000])
@@ -49,7 +47,7 @@ def test_the_forms_of_retention_agree_on_a_gpu_and_with_the_cpu(length: int) -> 
             assert _error(model(ids.cuda()).logits.cpu(), expected) < 1e-5, form
 
 
-@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+@pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_bf16_is_near_float32_and_positions_hold(architecture: str) -> None:
     model = _model(architecture).cuda()
     ids = torch.randint(0, 256, (2, 1500), device="cuda")
@@ -59,7 +57,7 @@ def test_bf16_is_near_float32_and_positions_hold(architecture: str) -> None:
     assert _error(found, expected) < 5e-2
 
 
-@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+@pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_generate_with_and_without_cache_writes_the_same_on_a_gpu(architecture: str) -> None:
     model = _model(architecture).cuda()
     ids = torch.randint(0, 256, (3, 70), device="cuda")
@@ -68,7 +66,7 @@ def test_generate_with_and_without_cache_writes_the_same_on_a_gpu(architecture: 
     assert torch.equal(plain, cached)
 
 
-@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+@pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_compiled_training_step_equals_the_eager_one(architecture: str) -> None:
     model = _model(architecture).cuda()
     ids = torch.randint(0, 256, (4, 512), device="cuda")
@@ -83,7 +81,7 @@ def test_compiled_training_step_equals_the_eager_one(architecture: str) -> None:
     assert max(_error(b, a) for a, b in zip(eager, compiled, strict=True)) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", ["retnet", "transformer"])
+@pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_the_pipeline_trains_and_evaluates_on_a_gpu(architecture: str, tmp_path: Path) -> None:
     words = [f"data.folder={tmp_path}/data", f"output_dir={tmp_path}/runs", *TINY, "train.max_steps=60"]
     words += [f"model.architecture={architecture}", "train.device=cuda", "emissions.enabled=false"]

@@ -8,7 +8,15 @@ from tests.mixers.oracles import relative_error
 from tests.models.small import padded, small_ids, small_model
 from torch.nn import functional as F
 
-from retlab import DecoderConfig, HybridModelHF, RetNetConfig, RetNetModelHF, TransformerModelHF
+from retlab import (
+    DecoderConfig,
+    HybridModelHF,
+    LongNetConfig,
+    LongNetModelHF,
+    RetNetConfig,
+    RetNetModelHF,
+    TransformerModelHF,
+)
 from retlab.mixers.retention import FORMS
 from retlab.models.causal_lm import MODELS
 
@@ -179,6 +187,10 @@ def test_state_memory_is_independent_of_the_length():
     transformer = small_model("transformer")
     sizes = {transformer(small_ids(2, n), use_cache=True).past_key_values.nbytes() for n in (10, 100)}
     assert len(sizes) == 2
+    # Its longest segment has 12 tokens.
+    longnet = small_model("longnet")
+    sizes = {n: longnet(small_ids(2, n), use_cache=True).past_key_values.nbytes() for n in (4, 12, 13, 100)}
+    assert sizes[4] < sizes[12] == sizes[13] == sizes[100]
 
 
 def test_construction_from_nothing_a_config_a_folder_and_files(tmp_path):
@@ -238,6 +250,8 @@ def test_301rs_names_are_aliases():
     config.heads = 8
     assert config.num_attention_heads == 8
     assert DecoderConfig(ffn_dim=24).intermediate_size == 24
+    longnet = LongNetConfig(segment_length=[8, 24], dilated_ratio=[1, 3], heads=2)
+    assert (longnet.segment_lengths, longnet.dilation_ratios, longnet.num_attention_heads) == ([8, 24], [1, 3], 2)
 
 
 def _with_the_cache_of_another_batch(model):
@@ -251,6 +265,16 @@ def _with_the_cache_of_another_batch(model):
         (lambda: RetNetModelHF(hidden_size=16, num_attention_heads=3), "must divide hidden_size"),
         (lambda: RetNetModelHF(value_size=30), "must divide value_size"),
         (lambda: TransformerModelHF(hidden_size=18, num_attention_heads=4), "must divide hidden_size"),
+        (lambda: LongNetModelHF(hidden_size=18, num_attention_heads=4), "must divide hidden_size"),
+        (lambda: LongNetModelHF(hidden_size=12, num_attention_heads=4), "odd head width"),
+        (lambda: LongNetConfig(segment_lengths=[8]), "lists of the same length"),
+        (lambda: LongNetConfig(segment_lengths=[8, 4, 16]), "must increase"),
+        (lambda: LongNetConfig(dilation_ratios=[1, 2, 0]), "at least 1"),
+        (lambda: LongNetConfig(dilation_ratios=[1, 2, 2000]), "must not exceed its segment length"),
+        (lambda: LongNetConfig(dilation_ratios=[8, 8, 8]), "must not exceed the number of heads"),
+        (lambda: LongNetConfig(segment_lengths=64), "segment_lengths must be a list of whole numbers"),
+        (lambda: LongNetConfig(segment_lengths=[1, 2.5, True]), "must be a list of whole numbers"),
+        (lambda: MODELS["hybrid"](blocks=[{"name": "dilated_attention", "dilation_ratios": "1"}]), "list of whole"),
         (lambda: MODELS["hybrid"](blocks=[{"name": "mamba"}]), "no block named 'mamba'"),
         (lambda: MODELS["hybrid"](blocks=[{"name": "glu", "width": 3}]), "no setting 'width'"),
         (lambda: MODELS["hybrid"](blocks=[]), "blocks must list"),

@@ -3,7 +3,7 @@
 import pytest
 from tests.models.small import small_model
 
-from retlab import DecoderConfig, HybridConfig, RetNetConfig
+from retlab import DecoderConfig, HybridConfig, LongNetConfig, RetNetConfig
 from retlab.models import build_model
 from retlab.models.causal_lm import MODELS
 from retlab.models.counting import (
@@ -25,7 +25,10 @@ def test_parameters_are_those_of_the_built_model(architecture, tied):
 
 
 def test_the_published_formulas():
-    """3 L (6 C d + 8 d w) on top of 6 N for RetNet with values of 2 d, 6 L T d for the Transformer."""
+    """On top of 6 N: 3 L (6 C d + 8 d w) for RetNet with values of 2 d, 6 L T d for the Transformer.
+
+    For LongNet it is the Transformer's with the sum over branches of min(w, T) / r^2 in the place of T.
+    """
     retnet = RetNetConfig(hidden_size=128, num_hidden_layers=3, num_attention_heads=2, chunk_size=32, vocab_size=500)
     weights = count_parameters(retnet).non_embedding + 500 * 128
     assert flops_per_token(retnet, 512) == 6 * weights + 3 * 3 * (6 * 32 * 128 + 8 * 128 * 64)
@@ -33,6 +36,10 @@ def test_the_published_formulas():
     decoder = DecoderConfig(hidden_size=128, num_hidden_layers=3, num_attention_heads=2, vocab_size=500)
     weights = count_parameters(decoder).non_embedding + 500 * 128
     assert flops_per_token(decoder, 512) == 6 * weights + 6 * 3 * 512 * 128
+    sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 500}
+    longnet = LongNetConfig(**sizes, segment_lengths=[64, 1024], dilation_ratios=[1, 2])
+    assert flops_per_token(longnet, 512) == 6 * weights + 6 * 3 * (64 + 512 / 4) * 128
+    assert flops_per_token(longnet, 4096) == 6 * weights + 6 * 3 * (64 + 1024 / 4) * 128
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,7 @@ def test_the_published_formulas():
     [
         DecoderConfig(hidden_size=64, vocab_size=300),
         DecoderConfig(hidden_size=128, vocab_size=300, num_hidden_layers=6),
+        LongNetConfig(hidden_size=64, vocab_size=300, num_hidden_layers=2),
         HybridConfig(hidden_size=64, vocab_size=300, num_hidden_layers=2),
     ],
 )
