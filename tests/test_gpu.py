@@ -81,6 +81,17 @@ def test_compiled_training_step_equals_the_eager_one(architecture: str) -> None:
     assert max(_error(b, a) for a, b in zip(eager, compiled, strict=True)) < 1e-4
 
 
+def test_the_memory_of_longnet_grows_linearly_up_to_32768_tokens() -> None:
+    model = _model("longnet", num_hidden_layers=1).cuda().train()
+    peaks = []
+    for length in (8192, 32_768):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(torch.randint(0, 256, (1, length), device="cuda")).logits.float().logsumexp(-1).sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 4.5 * peaks[0]
+
+
 @pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_the_pipeline_trains_and_evaluates_on_a_gpu(architecture: str, tmp_path: Path) -> None:
     words = [f"data.folder={tmp_path}/data", f"output_dir={tmp_path}/runs", *TINY, "train.max_steps=60"]

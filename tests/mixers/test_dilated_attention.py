@@ -3,6 +3,9 @@
 import pytest
 import torch
 from tests.mixers.oracles import layouts, path_lengths, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from retlab.mixers.attention import Attention
 from retlab.mixers.dilated_attention import DilatedAttention, dilated_attention
@@ -175,6 +178,32 @@ def test_the_state_is_bounded_by_the_segments():
         slots[tokens] = state.keys.shape[2]
         assert sum(x.untyped_storage().nbytes() for x in state) == 2 * state.keys.numel() * 4 + 8
     assert slots == {1: 2, 3: 4, 10: 7, 29: 12, 30: 12, 31: 12, 500: 12}
+
+
+class _Sizes(TorchDispatchMode):
+    """The largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        tensors = [x for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *(x.untyped_storage().nbytes() for x in tensors)])
+        return made
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_work_and_memory_grow_linearly(documents):
+    mixer = DilatedAttention(8, num_heads=2, segment_lengths=(16, 64), dilation_ratios=(1, 2))
+    work, memory = [], []
+    for tokens in (512, 2048):
+        hidden, positions = torch.randn(1, tokens, 8), torch.arange(tokens)[None]
+        with FlopCounterMode(display=False) as flops, _Sizes() as sizes:
+            mixer(hidden, positions, positions // 100 if documents else None)[0].sum().backward()
+        work.append(flops.get_total_flops())
+        memory.append(sizes.largest)
+    assert 3.9 < work[1] / work[0] < 4.1
+    assert 3.9 < memory[1] / memory[0] < 4.1
 
 
 def test_a_token_that_no_branch_gives_to_a_head_gets_zero_from_it():

@@ -10,8 +10,8 @@ A mixer maps hidden states to hidden states of the same shape, for any number of
   the documents that begin in this call, in order. None says that every token continues document 0, and keeps
   the fast path. Nothing crosses from one document to another, and padding is never read nor written.
 - `state`: a named tuple of tensors whose first dimension is the batch, or None for an empty past. A recurrent
-  mixer's state has a fixed shape; attention's keys and values grow by one slot per token. A mixer that does not
-  look at other tokens has no state and returns None.
+  mixer's state has a fixed shape; attention's keys and values grow by one slot per token, dilated attention's up to
+  its longest segment. A mixer that does not look at other tokens has no state and returns None.
 
 Feeding a sequence in pieces, each with the state that the piece before returned, gives the outputs of one call.
 The output at padding is finite and means nothing.

@@ -3,8 +3,9 @@
 A branch with segment length w and dilation ratio r cuts every document into segments of w tokens; head h keeps the
 tokens h mod r, h mod r + r, ... of each, and they attend to each other causally. The branches' outputs are weighted by
 their shares of the sum of the softmax denominators (eq. 9 and 10), so that a head's output at a token is one softmax
-over the keys of all branches that kept the token. A head to which no branch gives a token is silent there: its output
-is zero, as in the paper and in TorchScale; smaller ratios, or more heads, leave no token to silence alone.
+over the keys of all branches that kept the token; gradients flow through the weights too (TorchScale's do not). A head
+whose branches all drop a token has the output zero there, which a branch of ratio 1 rules out. A smallest ratio above
+the number of heads is refused, because some tokens would be dropped by every head.
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,9 @@ from .body import States
 class StateCache(Cache):
     """One state per block, and what the rows have seen so far.
 
-    A recurrent mixer's state has a constant size, attention's grows with the tokens. `lengths` (batch,) int64 counts
-    the real tokens of each row, `documents` (batch,) int64 holds the id of the document that is open in it (-1 for
-    none), `seen` counts slots, padding included.
+    A recurrent mixer's state has a constant size, attention's grows with the tokens, dilated attention's up to its
+    longest segment. `lengths` (batch,) int64 counts the real tokens of each row, `documents` (batch,) int64 holds the
+    id of the document that is open in it (-1 for none), `seen` counts slots, padding included.
     """
 
     is_compileable = False
@@ -91,7 +91,7 @@ class StateCache(Cache):
         for state in self.states:
             if state is not None and not hasattr(state, "cropped"):
                 raise ValueError(
-                    "A recurrent state cannot be cropped: it holds the sum of all tokens. Keep a copy of the cache "
+                    "This state cannot be cropped: it does not hold every token for itself. Keep a copy of the cache "
                     "from before the tokens, or feed the shorter sequence again."
                 )
             cropped.append(state and state.cropped(removed))

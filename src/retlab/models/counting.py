@@ -37,8 +37,9 @@ def flops_per_token(config: ModelFields, sequence_length: int) -> float:
     M counts the weights that multiply a token: the body and the output projection, not the looked-up embedding.
     core(T) is a mixer's forward work per token that no weight accounts for: 2 T d for causal attention of width d
     (the half of the square that the mask leaves), 2 C (d + v) + 4 w v for chunkwise retention with key width w per
-    head, values of width v and chunks of C tokens. The backward pass costs twice the forward pass; recomputation by
-    gradient checkpointing is not counted.
+    head, values of width v and chunks of C tokens, 2 d sum of min(w, T) / r^2 over the branches of dilated attention
+    with segments of w tokens and ratio r. The backward pass costs twice the forward pass; recomputation by gradient
+    checkpointing is not counted.
     """
     body = _body(config)
     weights = sum(parameter.numel() for parameter in body.parameters()) + config.vocab_size * config.hidden_size
