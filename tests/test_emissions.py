@@ -1,6 +1,7 @@
 """Energy rows: places, attempts, endings, and a real CodeCarbon beside real processes."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -231,6 +232,21 @@ def test_a_monitor_that_fails_is_named_in_the_row(tmp_path: Path, monkeypatch: p
     [row] = table(tmp_path)
     assert row["status"] == "complete"
     assert row["power_method"] == "not measured to the end: RuntimeError: no sensors here"
+
+
+@pytest.mark.parametrize("failing", ["claim_row_file", "write_row"])
+def test_a_row_that_cannot_be_written_stops_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"retlab.emissions.{failing}", full)
+    with track_emissions(EmissionsSection(), tmp_path, "split_data") as measured:
+        pass
+    assert measured.energy_kwh is None
+    assert "energy is not recorded: " in capsys.readouterr().out
+    assert not list(tmp_path.glob("emissions/*"))
 
 
 def test_rows_of_a_training_that_is_set_aside_go_with_it(tmp_path: Path) -> None:

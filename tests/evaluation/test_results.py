@@ -123,7 +123,7 @@ def test_model_folders_that_cannot_be_used_are_named(tmp_path: Path, model_folde
         with pytest.raises(UserError, match=match):
             load_trained_model(EvaluateSection(**{"device": "cpu", **settings}), folder)
 
-    refused(tmp_path / "nowhere", r"nowhere holds no trained model \(config.json\); run train_model first")
+    refused(tmp_path / "nowhere", r"nowhere holds no trained model \(config.json\); run bash .*train_model.sh first")
 
     other = shutil.copytree(model_folder, tmp_path / "gpt2")
     change_config(other, model_type="gpt2")
