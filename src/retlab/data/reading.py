@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retlab.errors import UserError
+from retlab.section import script, shown_path
 
 
 @contextmanager
@@ -18,7 +19,8 @@ def readable(path: Path, stage: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({reason}); it is truncated or damaged: run {stage}.py again with --force"
+            f"{shown_path(path)} cannot be read ({reason}); it is truncated or damaged: run {script(stage)}"
+            " with this configuration and --force"
         ) from None
 
 
