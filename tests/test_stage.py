@@ -137,6 +137,15 @@ def test_killed_then_run_again_is_as_if_nothing_had_happened(lab: Lab) -> None:
     assert lab.names() == ["a", "c.yaml", "calm", "runs"]
 
 
+def test_remains_of_a_killed_attempt_that_nobody_wants_again_are_removed(lab: Lab) -> None:
+    lab.run("a")
+    assert lab.run("a", "--force", fault="kill")[0] == -signal.SIGKILL
+    shutil.copytree(lab.folder / "a", lab.folder / ".a.old")
+    assert {".a.partial", ".a.old"} < set(lab.names())
+    assert "up to date" in lab.run("a")[1]
+    assert lab.names() == ["a", "c.yaml", "runs"]
+
+
 def test_killed_while_replacing_an_older_output(lab: Lab) -> None:
     lab.run("a")
     lab.run("a", "seed=1", fault="kill")
@@ -208,7 +217,8 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(lab: Lab) -> None:
     try:
         assert lab.run("small/a")[0] == 0
         code, text = lab.run("small/a", "seed=1", fault="disk")
-        assert (code, "the disk is full" in text, "Traceback" in text) == (2, True, False), text
+        assert (code, "the disk is full: " in text, "Traceback" in text) == (2, True, False), text
+        assert "/small; free some space" in text
         assert (small / "a" / "a.txt").read_text() == "origin 0"
         assert lab.names("small") == ["a"]
     finally:

@@ -1,6 +1,7 @@
 """What stages share: up-to-date check, locks, signals, emissions, publishing."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -114,7 +115,9 @@ class Stage:
         missing = self._missing_folders()
         try:
             return self._run(build)
-        except (UserError, OSError):
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+                error.filename = str(self._fullest_folder())
             self._undo(missing)
             raise
 
@@ -143,6 +146,11 @@ class Stage:
             self._work(build)
         return True
 
+    def _fullest_folder(self) -> Path:
+        """The folder with the least free space among those that the stage writes to."""
+        folders = [folder for folder in (self.output.parent, self.config.run_folder) if folder.exists()]
+        return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
+
     def _missing_folders(self) -> list[Path]:
         """The folders that this attempt would be the first to make, inner ones first."""
         wanted = (self.config.run_folder, self.output)
@@ -168,6 +176,10 @@ class Stage:
         with artifacts.lock(self._target, False, lambda: self._waiting(self._target)):
             if self.changes() != []:
                 return False
+            # What a killed attempt at other settings or with --force left; nobody works on it while the lock is held.
+            shutil.rmtree(self._partial, ignore_errors=True)
+            if not self.files:
+                artifacts.recover_folder(self.output)
         self.say(f"up to date: {shown_path(self.output)}")
         return True
 
