@@ -80,6 +80,22 @@ def test_repository_folder_glob_and_file(hub: Hub, tmp_path: Path) -> None:
     assert left == {"part-00000.parquet"}
 
 
+def test_revisions_and_names_with_odd_characters(hub: Hub, tmp_path: Path) -> None:
+    hub.branches.add("refs/convert/parquet")
+    odd = tmp_path / "hub/datasets/owner/name/odd [1]"
+    odd.mkdir()
+    (odd / "a b#%.jsonl").write_text('{"text": "odd"}')
+    reports = run(
+        hub,
+        tmp_path / "raw",
+        "hf://datasets/owner/name@refs/convert/parquet/data/*.parquet",
+        "hf://datasets/owner/name@refs%2Fconvert%2Fparquet/data",
+        "hf://datasets/owner/name/odd [1]",
+        "hf://datasets/owner/name/odd [1]/a b#%.jsonl",
+    )
+    assert [report["documents"] for report in reports] == [1200, 1200, 1, 1]
+
+
 def test_what_is_missing_is_named(hub: Hub, tmp_path: Path) -> None:
     hub.private.add("owner/private")
     (tmp_path / "hub/datasets/owner/private").mkdir()
@@ -157,7 +173,7 @@ def test_next_run_continues_where_the_connection_broke_off(hub: Hub, tmp_path: P
     hub.cut_after["data/b.parquet"], hub.cuts = 2_000_000, 100
     (sentence,) = run(hub, tmp_path / "raw", source)
     assert "hf://datasets/owner/name/data/b.parquet: " in sentence
-    assert "broke off" in sentence
+    assert "the connection broke off" in sentence
     hub.cuts = 0
     (report,) = run(hub, tmp_path / "raw", source)
     assert report == undisturbed

@@ -19,7 +19,7 @@ from retlab.data.documents import DocumentFile, is_empty, part_name, text_offset
 from retlab.data.parallel import run_tasks
 from retlab.data.settings import SPLITS, DataSection, SplitShares
 from retlab.errors import UserError
-from retlab.progress import progress
+from retlab.progress import counted, progress
 
 _SCRATCH = ".scratch"
 
@@ -157,12 +157,13 @@ class _InOrder:
 def _check(section: DataSection, counts: Counts) -> None:
     total = sum(counts.documents)
     if total == 0:
-        raise UserError(f"there is no document to split: all {counts.empty} are empty; name another data.source")
+        found = f"only {counted(counts.empty, 'empty document')}" if counts.empty else "none"
+        raise UserError(f"there is no document to split, {found}; name another data.source")
     missing = [split for split, documents in zip(SPLITS, counts.documents, strict=True) if documents == 0]
     if missing:
-        found = ", ".join(f"{split} {count}" for split, count in zip(SPLITS, counts.documents, strict=True))
+        found = ", ".join(f"{count:,} in {split}" for split, count in zip(SPLITS, counts.documents, strict=True))
         raise UserError(
-            f"the {' and '.join(missing)} split would be empty: {total} documents fall into {found}; take more"
+            f"no document falls into {' and '.join(missing)}: of {counted(total, 'document')}, {found}; take more"
             f" documents, a larger share in data.splits, or another data.split_seed than {section.split_seed}"
         )
 
