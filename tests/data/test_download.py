@@ -119,7 +119,9 @@ def test_broken_line_stops_with_file_and_line_or_is_skipped_and_counted(tmp_path
 
 def test_json_lines_without_the_column_name_those_that_there_are(tmp_path: Path, raw: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": 1, "body": "x"}\n')
-    with pytest.raises(UserError, match="a.jsonl:1: the line has no key 'text'; set data.text_column to one of: id, body"):
+    with pytest.raises(
+        UserError, match="a.jsonl:1: the line has no key 'text'; set data.text_column to one of: id, body"
+    ):
         download(section(tmp_path / "a.jsonl"), raw)
 
 
@@ -138,8 +140,13 @@ def test_invalid_utf8_stops_or_is_skipped(tmp_path: Path, raw: Path) -> None:
     [
         ("", "holds no documents"),
         ("\n\n", "holds no documents"),
-        ('{"text": ""}\n{"text": " \\u2003\\n"}\n{"text": null}\n', "holds 3 empty documents and no other; name another source"),
-        ('{"body": "x"}\n', r"holds no documents \(1 record skipped, first: .*a.jsonl:1: the line has no key 'text'\);"
+        (
+            '{"text": ""}\n{"text": " \\u2003\\n"}\n{"text": null}\n',
+            "holds 3 empty documents and no other; name another source",
+        ),
+        (
+            '{"body": "x"}\n',
+            r"holds no documents \(1 record skipped, first: .*a.jsonl:1: the line has no key 'text'\);"
             " set data.text_column to one of: body, or name another source",
         ),
     ],

@@ -142,7 +142,9 @@ def _json_lines(name: str, stream: io.BufferedReader, raw: _Positioned, column: 
     for number, line in enumerate(lines, 1):
         place = f":{number}"
         if len(line) > MAX_DOCUMENT_BYTES:
-            raise UserError(f"{name}{place}: the line is longer than {MAX_DOCUMENT_BYTES >> 20} MB; cut its document up")
+            raise UserError(
+                f"{name}{place}: the line is longer than {MAX_DOCUMENT_BYTES >> 20} MB; cut its document up"
+            )
         if number == 1:
             line = line.removeprefix(_BOM)
             if re.match(rb"\s*\[\s*(\{|$)", line):

@@ -4,9 +4,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 import stat
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -134,7 +135,7 @@ def _local(entry: str, section: DataSection) -> list[SourceFile]:
     elif not glob.has_magic(entry):
         raise UserError(f"data.source: there is no file or folder {shown}; correct the path")
     else:
-        matches = glob.glob(path, recursive=True)
+        matches = _glob(path)
         if not matches:
             brackets = " (a bracket that is part of a name is written [[])" if "[" in entry else ""
             raise UserError(f"data.source: no file matches {shown}; correct the pattern{brackets}")
@@ -146,23 +147,39 @@ def _local(entry: str, section: DataSection) -> list[SourceFile]:
     return [_local_file(file, *_format(shown_path(Path(file)), section)) for file in sorted(set(paths))]
 
 
+def _glob(pattern: str) -> list[str]:
+    head, *tail = re.split(r"/\*\*(?=/|$)", pattern, maxsplit=1)
+    if not tail:
+        return glob.glob(pattern)
+    tops = [match for match in glob.glob(head or "/") if os.path.isdir(match)]
+    if not tail[0]:
+        # A folder stands for all that is below it anyway.
+        return tops
+    # Not the recursion of `glob.glob`, which follows a circle of links without end.
+    return [match for top in tops for folder, _ in _folders(top) for match in _glob(glob.escape(folder) + tail[0])]
+
+
 def _walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
+    """The files below a folder, without hidden ones."""
+    return sorted(os.path.join(folder, name) for folder, names in _folders(root, skip) for name in names)
+
+
+def _folders(root: str, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all below it, each with the names of its files; links are followed, and no folder comes twice."""
+
     def stop(error: OSError) -> None:
         name = shown_path(Path(error.filename))
         raise UserError(f"data.source: {name} cannot be read: {error.strerror}") from None
 
-    found: list[str] = []
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
-        # Links may lead to where the walk has been, or round in a circle.
         real = os.path.realpath(folder)
         folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+        yield folder, [name for name in names if not name.startswith(".")]
 
 
 def _local_file(path: str, format: Format, compression: Compression) -> SourceFile:
