@@ -213,7 +213,7 @@ def test_two_stages_at_once_share_the_machine(tmp_path: Path) -> None:
 
 @pytest.mark.component
 @pytest.mark.parametrize(("error", "status"), [(Interrupted("SIGTERM received"), "interrupted"), (OSError(), "failed")])
-def test_the_row_says_how_the_stage_ended(tmp_path: Path, error: Exception, status: str) -> None:
+def test_the_row_says_how_the_stage_ended(tmp_path: Path, error: BaseException, status: str) -> None:
     section = EmissionsSection(interval_seconds=1)
     with pytest.raises(type(error)), track_emissions(section, tmp_path, "split_data") as measured:
         raise error
