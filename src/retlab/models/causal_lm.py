@@ -178,7 +178,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask, segment_ids, inputs_embeds, position_ids, cache, bool(output_hidden_states)
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.hidden[:, kept] if not isinstance(kept, slice) or logits_to_keep else out.hidden)
+        logits = self.lm_head(out.hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
