@@ -164,7 +164,7 @@ def test_signals_leave_with_75_and_without_remains(lab: Lab, number: signal.Sign
     assert process.returncode == 75
     assert f"{number.name} received; run the same command again" in err
     assert "Traceback" not in err
-    assert lab.names() == ["c.yaml", "runs", "waiting"]
+    assert lab.names() == ["c.yaml", "waiting"]
 
 
 def test_two_processes_for_one_output_work_once(lab: Lab) -> None:
@@ -252,6 +252,7 @@ def test_a_refused_attempt_leaves_no_folder(lab: Lab, fault: str) -> None:
     before = lab.names("runs/x"), lab.names("deep")
     assert lab.run("deep/a", "seed=2", fault=fault)[0] == 2
     assert (lab.names("runs/x"), lab.names("deep")) == before, "what earlier attempts left stays"
+    assert "seed: 0" in (lab.folder / "runs" / "x" / "config.yaml").read_text()
 
 
 def test_what_this_machine_has_not_is_said_before_anything_is_made(lab: Lab) -> None:

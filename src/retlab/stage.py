@@ -226,9 +226,9 @@ class Stage:
         self._install_signals()
         started, clock = datetime.now(UTC), time.monotonic()
         try:
-            self._keep_config()
             with track_emissions(self.config.emissions, self.config.run_folder, self.label) as energy:
                 report = build(self._partial)
+            self._keep_config()
         except BaseException:
             begun = self.resumable and any(not file.name.startswith(".") for file in self._partial.iterdir())
             if not begun:
