@@ -1,5 +1,6 @@
 """Stage 1: text from its source into parquet parts; an interrupted download goes on where its last part ended."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -140,7 +141,13 @@ class _Download:
             self._advance(file.size)
         else:
             self._fetched.mkdir(exist_ok=True)
-            hub.fetch(file.name, file.path, file.size, target, self._advance)
+            try:
+                hub.fetch(file.name, file.path, file.size, target, self._advance)
+            except UserError:
+                # Where nothing has arrived nothing is to be continued.
+                with contextlib.suppress(OSError):
+                    self._fetched.rmdir()
+                raise
         return target
 
     def _skip(self, record: BadRecord, file: SourceFile) -> None:
