@@ -337,6 +337,7 @@ def test_finished_parts_are_not_made_again(
     monkeypatch.setattr(DocumentFile, "close", full_disk)
     with pytest.raises(OSError, match="No space left"):
         download(section(many), raw)
+    assert sorted(path.name for path in raw.glob("part-*")) == [f"part-{number:05d}.parquet" for number in range(3)]
     monkeypatch.setattr(DocumentFile, "close", finish)
     monkeypatch.setattr(module, "DocumentFile", lambda path: opened.append(path.name) or DocumentFile(path))
     download(section(many), raw)

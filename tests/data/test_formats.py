@@ -81,7 +81,11 @@ def test_plain_text_is_one_document(tmp_path: Path, text: str, suffix: str, comp
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.binary())),
+    ],
 )
 def test_parquet_of_every_text_type(tmp_path: Path, kind: pa.DataType) -> None:
     path = tmp_path / "a.parquet"
@@ -184,8 +188,46 @@ def test_missing_column_names_those_that_there_are(tmp_path: Path, name: str) ->
 
 def test_column_that_holds_no_text(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["x"])
-    with pytest.raises(UserError, match="a.parquet: the column 'id' holds int64, not text"):
+    with pytest.raises(UserError, match="column 'id' holds int64, not text; set data.text_column to one of: text"):
         records(path, "id")
+
+
+def test_column_beside_one_whose_part_has_the_same_path(tmp_path: Path) -> None:
+    inner = pa.array([{"b": "inner"}])
+    table = pa.Table.from_arrays([inner, pa.array(["outer"])], names=["a", "a.b"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert good(tmp_path / "a.parquet", "a.b") == ["outer"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_column_that_there_is_twice(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_text("text,text\n1,2\n")
+    pq.write_table(pa.Table.from_arrays([pa.array(["1"])] * 2, names=["text"] * 2), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"{name} has 2 columns 'text'; give them different names"):
+        records(tmp_path / name)
+
+
+def test_csv_that_is_not_separated_by_commas(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;x\n")
+    with pytest.raises(UserError, match="a.csv: the fields of 'id;text' are not separated by commas"):
+        records(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '[\n{"text": "a"}\n]\n'])
+def test_json_array_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match="a.json is a JSON array and not JSON lines; write one object on each line"):
+        records(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.txt.gz"])
+def test_utf16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    content = "\ufeff".encode(encoding) if encoding == "utf-16-be" else b""
+    content += 'text\n{"text": "x"}\n'.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert bad(tmp_path / name) == [f"{name}: the file is UTF-16 and not UTF-8"]
+    assert good(tmp_path / name) == []
 
 
 def cut(path: Path) -> None:

@@ -84,18 +84,28 @@ class _Download:
     def run(self, bar: Progress) -> None:
         """Write the documents of all files, or of as many as data.max_documents and data.max_bytes allow."""
         self._bar = bar
-        if not self._is_full():
-            for index, file in enumerate(self._sources[self._state.file :], self._state.file):
-                path = self._fetch(index) if file.remote else Path(file.path)
-                try:
-                    if not self._take(index, path):
-                        break
-                except UserError:
-                    # What mends it changes the source or the settings, so nothing of this can be used again.
-                    self._discard()
-                    raise
-        bar.set_total(self.done_bytes)
-        self._finish_part(len(self._sources), 0)
+        try:
+            self._take_all()
+            bar.set_total(self.done_bytes)
+            self._finish_part(len(self._sources), 0)
+        except BaseException:
+            # It will be written anew, and until then it would only fill the disk.
+            if self._part:
+                (self._folder / part_name(self._state.parts)).unlink(missing_ok=True)
+            raise
+
+    def _take_all(self) -> None:
+        if self._is_full():
+            return
+        for index, file in enumerate(self._sources[self._state.file :], self._state.file):
+            path = self._fetch(index) if file.remote else Path(file.path)
+            try:
+                if not self._take(index, path):
+                    return
+            except UserError:
+                # What mends it changes the source or the settings, so nothing of this can be used again.
+                self._discard()
+                raise
 
     def _advance(self, amount: int) -> None:
         self.done_bytes += amount
