@@ -96,16 +96,15 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", tmp_path], check=True)
 
 
-@pytest.mark.parametrize("left", [0, 80_000])
-def test_a_full_disk_while_exporting_loses_nothing(folder, small_disk, left):
-    """`left` bytes are free: not enough for the monitor's row, or for the weights but not for the rest."""
+def test_a_full_disk_while_exporting_loses_nothing(folder, small_disk):
     config = make_config(folder, "full", max_steps=10)
     config.write_text(config.read_text().replace(f"output_dir: {folder}/runs", f"output_dir: {small_disk}"))
     assert finish(config)[0] == EXIT_OK
     run = small_disk / "full"
     weights = sha256_file(run / "model" / "model.safetensors")
     shutil.rmtree(run / "model")
-    (small_disk / "fill").write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
+    # Room for the modelling code or the weights, not for both.
+    (small_disk / "fill").write_bytes(bytes(shutil.disk_usage(small_disk).free - 80_000))
     code, output = finish(config)
     assert code == EXIT_USER_ERROR, output
     assert output.splitlines()[-1].startswith("error: the disk is full")
@@ -144,7 +143,7 @@ def test_checkpoints_are_exported_and_other_models_refused(folder, undisturbed):
         code, output = finish(other, *arguments)
         assert code == EXIT_USER_ERROR, output
         assert "of another model" in output
-        assert "architecture: retnet -> transformer" in output
+        assert "architecture: 'retnet' -> 'transformer'" in output
         assert "Traceback" not in output
     assert before == [sha256_file(undisturbed / name) for name in kept]
     assert not (folder / "other").exists()
