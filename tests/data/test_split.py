@@ -179,6 +179,14 @@ def test_split_that_comes_out_empty_is_named(tmp_path: Path) -> None:
         split(raw, tmp_path / "splits")
 
 
+def test_damaged_part_is_named(tmp_path: Path, documents: list[str]) -> None:
+    raw = write_raw(tmp_path / "raw", [documents[:50], documents[50:]])
+    part = raw / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(UserError, match="part-00001.parquet cannot be read because .*; run .*01_download_data.sh"):
+        split(raw, tmp_path / "splits")
+
+
 def test_nothing_but_empty_documents(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", [["", " "]])
     with pytest.raises(UserError, match="there is no document to split, only 2 empty documents"):
