@@ -23,7 +23,6 @@ from retlab.progress import duration
 from retlab.section import absolute, portable, script, shown_path
 from retlab.upstream import outdated
 
-
 # Notes of this process: a script that runs a stage for every split says each once.
 _SAID: set[str] = set()
 
