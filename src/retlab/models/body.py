@@ -45,6 +45,14 @@ def build_mixer(hidden_size: int, settings: dict[str, Any]) -> Mixer:
     return MIXERS[name](hidden_size, **settings)
 
 
+class Norm(nn.RMSNorm):
+    """An RMS norm (Zhang and Sennrich 2019, arXiv:1910.07467) computed in float32 at least, in the input's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
 class Block(nn.Module):
     """One residual block, pre-norm.
 
@@ -57,7 +65,7 @@ class Block(nn.Module):
 
     def __init__(self, hidden_size: int, settings: dict[str, Any], norm_eps: float, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+        self.norm = Norm(hidden_size, eps=norm_eps)
         self.mixer = build_mixer(hidden_size, settings)
         self.dropout = dropout
 
@@ -94,7 +102,7 @@ class Body(nn.Module):
         self.dropout = dropout
         stack = [Block(hidden_size, settings, norm_eps, dropout) for _ in range(num_layers) for settings in blocks]
         self.blocks = nn.ModuleList(stack)
-        self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+        self.norm = Norm(hidden_size, eps=norm_eps)
         # Rotations cost little, and much if every block computes its own.
         kinds: list[Frequencies | None] = [block.mixer.frequencies for block in stack]
         self.frequencies = [kind for kind in dict.fromkeys(kinds) if kind is not None]
@@ -118,6 +126,10 @@ class Body(nn.Module):
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         rotations = [rotation(positions, frequencies) for frequencies in self.frequencies]
+        device = embeddings.device.type
+        if torch.is_autocast_enabled(device):
+            # The residual stream in the dtype of the products: in float32 it would be half of what training moves.
+            embeddings = embeddings.to(torch.get_autocast_dtype(device))
         hidden = F.dropout(embeddings, self.dropout, self.training)
         seen = [hidden]
         new_states: States = []
