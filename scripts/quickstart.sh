@@ -4,17 +4,23 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 config=$here/../configs/quickstart.yaml
+runs=$here/../runs
+for word in "$@"; do
+  case $word in
+    -h | --help) exec sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" ;;
+    output_dir=/*) runs=${word#*=} ;;
+    output_dir=*) runs=$here/../${word#*=} ;;
+    name=*)
+      echo "error: the quickstart names its two runs itself; leave out $word" >&2
+      exit 2
+      ;;
+  esac
+done
 # The environment of this checkout is the one to use, whatever is active.
 unset VIRTUAL_ENV
 bash "$here/setup_environment.sh"
 bash "$here/run_pipeline.sh" "$config" "$@"
-bash "$here/run_pipeline.sh" "$config" name=quickstart-transformer model.architecture=transformer \
-  model.match_parameters_of=configs/quickstart.yaml "$@"
-runs=$here/../runs
-for word in "$@"; do
-  case $word in
-    output_dir=/*) runs=${word#*=} ;;
-    output_dir=*) runs=$here/../${word#*=} ;;
-  esac
-done
+# The run and not its configuration is what to match: the words of this command line may have changed its size.
+bash "$here/run_pipeline.sh" "$config" "$@" name=quickstart-transformer model.architecture=transformer \
+  "model.match_parameters_of=$runs/quickstart-retnet"
 bash "$here/run_stage.sh" compare_runs "$runs/quickstart-retnet" "$runs/quickstart-transformer"

@@ -54,14 +54,18 @@ fi
 printf 'installing the pinned requirements into .venv (some minutes the first time)\n'
 pip=("$venv/bin/python" -m pip --disable-pip-version-check -q)
 mapfile -t index < <(torch_index)
+install() {
+  "${pip[@]}" install "$@" ||
+    fail "pip could not install the requirements (its reason is above); mend that and run the same command again"
+}
 # torch first and alone: nothing else may choose another build of it.
-"${pip[@]}" install "${index[@]}" "$(grep '^torch==' requirements.txt)"
-"${pip[@]}" install -r requirements.txt
-"${pip[@]}" install --no-deps --editable .
+install "${index[@]}" "$(grep '^torch==' requirements.txt)"
+install -r requirements.txt
+install --no-deps --editable .
 if [ "$kind" = test ]; then
-  "${pip[@]}" install -r tests/requirements.txt
+  install -r tests/requirements.txt
   # torchscale's own requirements would replace torch; the tests bring what little it needs of them.
-  "${pip[@]}" install --no-deps torchscale==0.3.0
+  install --no-deps torchscale==0.3.0
   printf '%s\n' "$wanted_test" > "$venv/.installed-test"
 fi
 printf '%s\n' "$wanted_run" > "$venv/.installed-run"

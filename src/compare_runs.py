@@ -3,6 +3,7 @@
 python src/compare_runs.py RUN_FOLDER [RUN_FOLDER ...]
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -28,4 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Into `head` or a pager that is left, the table ends as that of any other command does.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

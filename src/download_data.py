@@ -11,6 +11,7 @@ from typing import Any
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.sources import local_state
+from retlab.progress import counted
 from retlab.stage import Stage
 from retlab.upstream import download_settings
 
@@ -34,10 +35,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         from retlab.data.download import download
 
         report = download(data, folder)
-        stage.say(
-            f"{report['documents']:,} documents, {report['bytes']:,} bytes of text;"
-            f" {report['empty_documents']:,} of them empty, {report['skipped_records']:,} records skipped"
-        )
+        documents, skipped = counted(report["documents"], "document"), report["skipped_records"]
+        stage.say(f"{documents} ({report['empty_documents']:,} empty), {counted(report['bytes'], 'byte')} of text")
+        if skipped:
+            stage.say(f"{counted(skipped, 'record')} skipped, first: {report['first_skipped_record']}")
         return report
 
     stage.run(build)

@@ -8,6 +8,7 @@ from typing import Any
 
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
+from retlab.progress import counted
 from retlab.stage import Stage
 from retlab.upstream import split_settings
 
@@ -31,10 +32,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         report = split_documents(data, data.raw_folder, folder)
         for split, counts in report["splits"].items():
             stage.say(
-                f"{split}: {counts['documents']:,} documents ({counts['share_of_documents']:.2%}),"
-                f" {counts['bytes']:,} bytes ({counts['share_of_bytes']:.2%})"
+                f"{split}: {counted(counts['documents'], 'document')} ({counts['share_of_documents']:.2%}),"
+                f" {counted(counts['bytes'], 'byte')} ({counts['share_of_bytes']:.2%})"
             )
-        stage.say(f"{report['empty_documents']:,} empty documents dropped")
+        stage.say(f"{counted(report['empty_documents'], 'empty document')} dropped")
         return report
 
     stage.run(build)

@@ -64,6 +64,18 @@ def test_another_architecture_on_the_command_line_leaves_the_keys_of_the_first(t
     assert "model.value_size: this key belongs to retnet alone" in found[0]
 
 
+def test_another_variant_on_the_command_line_leaves_the_keys_of_the_first(tmp_path: Path) -> None:
+    file = write(tmp_path, "train: {schedule: {name: cosine, warmup_steps: 3, final_ratio: 0.2}}")
+    assert load_config(file, ["train.schedule.name=constant"]).train.schedule.warmup_steps == 3
+    with pytest.raises(UserError, match="final_ratio: this key belongs to cosine, warmup_stable_decay alone"):
+        load_config(file, ["train.schedule.name=constant", "train.schedule.final_ratio=0.1"])
+
+
+def test_errors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = problems(tmp_path, "train: {max_steps: 0}\nfoo: 1\nseed: -1\ndata: [1]\n")
+    assert [line.split(":")[1] for line in found] == ["1", "2", "3", "4"]
+
+
 def test_all_errors_at_once_with_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
     text = """name: x
 seeed: 1
@@ -175,9 +187,11 @@ def test_files_that_are_no_mapping_are_named(tmp_path: Path, text: str, place: s
         ),
         ("train: {parameter_groups: [{match: '('}]}", "train.parameter_groups.0.match: found '('; must be a regular"),
         ("data: {source: [a, 5]}", "data.source.1: found 5; must be text; put it in quotes"),
-        ("data: {source: {a: 1}}", "data.source: found {a: 1}; must be text; put it in quotes or a list"),
+        ("data: {source: {a: 1}}", "data.source: found {a: 1}; must be text or a list"),
         ("data: {folder: ''}", "data.folder: found ''; must be a path"),
         ("data: {splits: {val: 0.1}}", "data.splits.val: unknown key; did you mean 'validation'?"),
+        ("train: {init_from: ''}", "train.init_from: found ''; write null for no value"),
+        ("data.source: x", "data.source: keys are nested in a file; write source: indented below data:"),
         ("model: {layers: 3}", "model.layers: unknown key; this is 301r_retnet's name for 'model.num_hidden_layers'"),
     ],
 )

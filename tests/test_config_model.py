@@ -69,3 +69,5 @@ def test_the_vocabulary_is_the_models_the_tokenizers_or_that_of_the_one_taken_ov
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}')
     assert vocabulary_size(config) == 3
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": [["a", 0], ["b", -1]]}, "added_tokens": [{"id": 0}]}')
+    assert vocabulary_size(config) == 2

@@ -1,6 +1,7 @@
 """Energy rows: places, attempts, endings, and a real CodeCarbon beside real processes."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -212,7 +213,7 @@ def test_two_stages_at_once_share_the_machine(tmp_path: Path) -> None:
 
 @pytest.mark.component
 @pytest.mark.parametrize(("error", "status"), [(Interrupted("SIGTERM received"), "interrupted"), (OSError(), "failed")])
-def test_the_row_says_how_the_stage_ended(tmp_path: Path, error: Exception, status: str) -> None:
+def test_the_row_says_how_the_stage_ended(tmp_path: Path, error: BaseException, status: str) -> None:
     section = EmissionsSection(interval_seconds=1)
     with pytest.raises(type(error)), track_emissions(section, tmp_path, "split_data") as measured:
         raise error
@@ -231,6 +232,21 @@ def test_a_monitor_that_fails_is_named_in_the_row(tmp_path: Path, monkeypatch: p
     [row] = table(tmp_path)
     assert row["status"] == "complete"
     assert row["power_method"] == "not measured to the end: RuntimeError: no sensors here"
+
+
+@pytest.mark.parametrize("failing", ["claim_row_file", "write_row"])
+def test_a_row_that_cannot_be_written_stops_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"retlab.emissions.{failing}", full)
+    with track_emissions(EmissionsSection(), tmp_path, "split_data") as measured:
+        pass
+    assert measured.energy_kwh is None
+    assert "energy is not recorded: " in capsys.readouterr().out
+    assert not list(tmp_path.glob("emissions/*"))
 
 
 def test_rows_of_a_training_that_is_set_aside_go_with_it(tmp_path: Path) -> None:

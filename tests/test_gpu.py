@@ -66,6 +66,14 @@ def test_generate_with_and_without_cache_writes_the_same_on_a_gpu(architecture: 
     assert torch.equal(plain, cached)
 
 
+def test_ids_beyond_the_vocabulary_are_a_sentence_and_the_gpu_goes_on() -> None:
+    model, ids = _model("retnet").cuda(), torch.full((2, 30), 256, device="cuda")
+    for wrong in (ids, ids - 257):
+        with pytest.raises(ValueError, match="vocabulary has 256 tokens"):
+            model(wrong)
+    assert model(ids - 1).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_compiled_training_step_equals_the_eager_one(architecture: str) -> None:
     model = _model(architecture).cuda()

@@ -76,7 +76,7 @@ def test_tokenize_takes_the_names_of_splits(tiny_lab: Path) -> None:
     assert "tokenize_data test" in answer.stdout
     assert "train" not in answer.stdout
     answer = subprocess.run(["bash", script, config, "tets"], env=environment(), capture_output=True, text=True)
-    assert (answer.returncode, "'tets'" in answer.stderr) == (2, True)
+    assert (answer.returncode, "tets is not understood (did you mean test?)" in answer.stderr) == (2, True)
 
 
 def test_python_entry_is_the_same_thing(tiny_lab: Path) -> None:

@@ -137,6 +137,15 @@ def test_killed_then_run_again_is_as_if_nothing_had_happened(lab: Lab) -> None:
     assert lab.names() == ["a", "c.yaml", "calm", "runs"]
 
 
+def test_remains_of_a_killed_attempt_that_nobody_wants_again_are_removed(lab: Lab) -> None:
+    lab.run("a")
+    assert lab.run("a", "--force", fault="kill")[0] == -signal.SIGKILL
+    shutil.copytree(lab.folder / "a", lab.folder / ".a.old")
+    assert {".a.partial", ".a.old"} < set(lab.names())
+    assert "up to date" in lab.run("a")[1]
+    assert lab.names() == ["a", "c.yaml", "runs"]
+
+
 def test_killed_while_replacing_an_older_output(lab: Lab) -> None:
     lab.run("a")
     lab.run("a", "seed=1", fault="kill")
@@ -155,7 +164,7 @@ def test_signals_leave_with_75_and_without_remains(lab: Lab, number: signal.Sign
     assert process.returncode == 75
     assert f"{number.name} received; run the same command again" in err
     assert "Traceback" not in err
-    assert lab.names() == ["c.yaml", "runs", "waiting"]
+    assert lab.names() == ["c.yaml", "waiting"]
 
 
 def test_two_processes_for_one_output_work_once(lab: Lab) -> None:
@@ -208,7 +217,8 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(lab: Lab) -> None:
     try:
         assert lab.run("small/a")[0] == 0
         code, text = lab.run("small/a", "seed=1", fault="disk")
-        assert (code, "the disk is full" in text, "Traceback" in text) == (2, True, False), text
+        assert (code, "the disk is full: " in text, "Traceback" in text) == (2, True, False), text
+        assert "/small; free some space" in text
         assert (small / "a" / "a.txt").read_text() == "origin 0"
         assert lab.names("small") == ["a"]
     finally:
@@ -242,6 +252,7 @@ def test_a_refused_attempt_leaves_no_folder(lab: Lab, fault: str) -> None:
     before = lab.names("runs/x"), lab.names("deep")
     assert lab.run("deep/a", "seed=2", fault=fault)[0] == 2
     assert (lab.names("runs/x"), lab.names("deep")) == before, "what earlier attempts left stays"
+    assert "seed: 0" in (lab.folder / "runs" / "x" / "config.yaml").read_text()
 
 
 def test_what_this_machine_has_not_is_said_before_anything_is_made(lab: Lab) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from retlab import yaml_file
 from retlab.config_checks import Problem, cross_section_errors
-from retlab.config_errors import explain, misread_values, sections_in, tag_values
+from retlab.config_errors import explain, misread_values, sections_at, sections_in, tag_values
 from retlab.data.settings import DataSection, TokenizerSection
 from retlab.emissions import EmissionsSection
 from retlab.errors import UserError
@@ -77,13 +77,13 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
             overridden[path] = argument
         except yaml_file.YamlError as error:
             problems.append(f"command line: {error.message}")
-    if ("model", "architecture") in overridden:
-        _leave_other_architecture(values["model"], overridden)
+    _leave_other_variants(values, overridden)
     _fill_in_variants(values, ExperimentConfig)
     source = _Source(file, lines, overridden)
     words = misread_values(values, ExperimentConfig)
     config, invalid = _validate(values)
-    problems += [source.sentence(path, message) for path, message in (dict(invalid) | words).items()]
+    found = sorted((dict(invalid) | words).items(), key=lambda problem: source.line(problem[0]))
+    problems += [source.sentence(path, message) for path, message in found]
     if config is None:
         # The sections that are right by themselves are still checked against each other.
         wrong = {path[0] for path in (*dict(invalid), *words) if path}
@@ -125,13 +125,24 @@ def _fill_in_variants(values: dict[str, Any], section: type[BaseModel]) -> None:
             _fill_in_variants(here, variant)
 
 
-def _leave_other_architecture(model: dict[str, Any], overridden: dict[yaml_file.KeyPath, str]) -> None:
-    """Drop the file's keys of the architecture that the command line replaced by another."""
-    sections = {tag_values(section)[0]: section.model_fields for section in sections_in(ModelSection)}
-    own = sections.get(model["architecture"], {})
-    foreign = {key for fields in sections.values() for key in fields} - own.keys()
-    for key in [key for key in model if key in foreign and own and ("model", key) not in overridden]:
-        del model[key]
+def _leave_other_variants(values: dict[str, Any], overridden: dict[yaml_file.KeyPath, str]) -> None:
+    """Drop the file's keys of a variant (such as an architecture) that the command line replaced by another."""
+    for path in overridden:
+        variants = {
+            name: one.model_fields for one in sections_at(ExperimentConfig, path[:-1]) for name in tag_values(one)
+        }
+        here: Any = values
+        for step in path[:-1]:
+            here = here[step]
+        if (
+            path[-1] not in ("name", "architecture")
+            or not isinstance(here, dict)
+            or here[path[-1]] not in list(variants)
+        ):
+            continue
+        foreign = {key for fields in variants.values() for key in fields} - variants[here[path[-1]]].keys()
+        for key in [key for key in here if key in foreign and (*path[:-1], key) not in overridden]:
+            del here[key]
 
 
 def _located(file: Path, line: int | None, message: str) -> str:
@@ -143,6 +154,10 @@ class _Source:
 
     def __init__(self, file: Path, lines: dict[yaml_file.KeyPath, int], overridden: dict[yaml_file.KeyPath, str]):
         self.file, self.lines, self.overridden = file, lines, overridden
+
+    def line(self, path: yaml_file.KeyPath) -> int:
+        """Where the value, or the nearest section around it, stands in the file; 0 where it does not."""
+        return next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 0)
 
     def sentence(self, path: yaml_file.KeyPath, message: str) -> str:
         shown = f"{'.'.join(map(str, path))}: {message}" if path else message

@@ -90,14 +90,22 @@ def misread_values(values: Any, root: type[BaseModel]) -> dict[KeyPath, str]:
         if isinstance(value, str) and value in ("None", "none", "null", "Null", "NULL", "~"):
             found[path] = f"found the text '{value}'; write null (without quotes) for no value"
         elif isinstance(value, bool):
-            fields = [one.model_fields.get(str(path[-1])) for one in _section_at(root, path[:-1])]
-            if any(field and field.annotation in (int, float, int | None, float | None) for field in fields):
+            if _kinds(root, path) & {int, float, int | None, float | None}:
                 found[path] = f"found {shown(value)}; must be a number"
+        elif value == "" and str | None in _kinds(root, path):
+            found[path] = "found ''; write null for no value"
     return found
+
+
+def _kinds(root: type[BaseModel], path: KeyPath) -> set[Any]:
+    """The types of the fields that a key path can mean."""
+    fields = [one.model_fields.get(str(path[-1])) for one in sections_at(root, path[:-1])]
+    return {field.annotation for field in fields if field}
 
 
 def _either(messages: list[str]) -> str:
     first, *others = dict.fromkeys(messages)
+    first = first.removesuffix("; put it in quotes") if others else first
     return " or ".join([first, *(other.split("; must be ", 1)[-1] for other in others)])
 
 
@@ -114,7 +122,7 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
             path.append(step)
     kind = error["type"]
     if kind == "extra_forbidden":
-        return tuple(path), _unknown_key(tuple(map(str, path)), _section_at(root, error["loc"][:-1]), root)
+        return tuple(path), _unknown_key(tuple(map(str, path)), sections_at(root, error["loc"][:-1]), root)
     if kind == "missing":
         length = error["loc"][-1]
         return tuple(path), "this key is required here" if isinstance(here, dict) else (
@@ -122,15 +130,15 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
         )
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(error["ctx"]["discriminator"]).strip("'")
-        choices = _tags(_section_at(root, error["loc"]), tag)
+        choices = _tags(sections_at(root, error["loc"]), tag)
         return (*path, tag), _choice(value.get(tag), choices)
     if kind == "literal_error":
-        sections = _section_at(root, error["loc"][:-1])
+        sections = sections_at(root, error["loc"][:-1])
         choices = [choice for one in sections for choice in _literals(one.model_fields, str(error["loc"][-1]))]
         return tuple(path), _choice(value, choices)
     if kind in _SECTION_TYPES:
         what = "nothing" if value is None else shown(value)
-        keys = list(dict.fromkeys(name for one in _section_at(root, error["loc"]) for name in one.model_fields))
+        keys = list(dict.fromkeys(name for one in sections_at(root, error["loc"]) for name in one.model_fields))
         example = f", such as {keys[0]}: ..." if keys else ""
         return tuple(path), f"found {what}; must be keys with values, indented below it{example}"
     message = error["msg"].removeprefix("Value error, ")
@@ -155,8 +163,11 @@ def _unknown_key(path: tuple[str, ...], sections: list[type[BaseModel]], root: t
     key, everywhere = path[-1], _all_keys(root)
     valid = sorted({name for section in sections for name in section.model_fields})
     allowed = f"Allowed here: {', '.join(valid)}"
+    if "." in key and key in everywhere:
+        outer, _, inner = key.rpartition(".")
+        return f"keys are nested in a file; write {inner}: indented below {outer}:"
     if ".".join(path) in everywhere:
-        owners = [name for one in _section_at(root, path[:-1]) if key in one.model_fields for name in tag_values(one)]
+        owners = [name for one in sections_at(root, path[:-1]) if key in one.model_fields for name in tag_values(one)]
         return f"this key belongs to {', '.join(owners)} alone. {allowed}"
     if key in _OLD_NAMES and key not in valid:
         return f"unknown key; this is 301r_retnet's name for '{_OLD_NAMES[key]}'. {allowed}"
@@ -177,7 +188,7 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
-def _section_at(section: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
+def sections_at(section: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
     """The section classes that a location of a pydantic error can mean."""
     found = [section]
     for step in location:

@@ -24,8 +24,10 @@ def vocabulary_size(config: ExperimentConfig) -> int | None:
     tokenizer = read_json(config.tokenizer.folder / "tokenizer.json")
     if tokenizer is None:
         return None
-    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
-    return max(ids) + 1
+    # A Unigram model lists its tokens in the order of their ids.
+    vocabulary = tokenizer["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max([*ids, *(token["id"] for token in tokenizer["added_tokens"])]) + 1
 
 
 def resolve_model(config: ExperimentConfig) -> ExperimentConfig:

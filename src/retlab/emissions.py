@@ -20,7 +20,7 @@ from pydantic import Field
 from retlab.artifacts import read_json
 from retlab.emissions_rows import claim_row_file, process_mark, write_row
 from retlab.errors import Interrupted
-from retlab.section import Section
+from retlab.section import Section, shown_path
 
 _REGION_FILES = {"USA": "2023/usa_emissions.json", "CAN": "2023/canada_energy_mix.json"}
 _NORDIC_PREFIXES = {"SWE": "SE", "NOR": "NO", "FIN": "FI"}
@@ -124,12 +124,13 @@ def track_emissions(section: EmissionsSection, run_folder: Path, stage: str) -> 
 
     The row is there from the start, grows every `interval_seconds`, and says how the block ended.
     A process beside this one measures (`emissions_monitor`), so nothing of CodeCarbon runs in this one.
+    Where no row can be written, the stage goes on without one and says so.
     """
     measured = StageEmissions()
-    if not section.enabled:
+    monitor = _start_monitor(section, run_folder, stage) if section.enabled else None
+    if monitor is None:
         yield measured
         return
-    monitor = _MonitorProcess(section, run_folder, stage)
     status = "complete"
     try:
         yield measured
@@ -144,6 +145,15 @@ def track_emissions(section: EmissionsSection, run_folder: Path, stage: str) -> 
         measured.energy_kwh, measured.emissions_kg = row["energy_kwh"], row["emissions_kg_co2e"]
 
 
+def _start_monitor(section: EmissionsSection, run_folder: Path, stage: str) -> "_MonitorProcess | None":
+    try:
+        return _MonitorProcess(section, run_folder, stage)
+    except OSError as error:
+        where = shown_path(run_folder / "emissions")
+        print(f"[{stage}] energy is not recorded: {where} cannot be written ({error.strerror})", flush=True)
+        return None
+
+
 class _MonitorProcess:
     """The stage's side of `emissions_monitor`."""
 
@@ -151,7 +161,11 @@ class _MonitorProcess:
         self._started = time.monotonic()
         self._file, attempt = claim_row_file(run_folder, stage)
         self._row = row = _new_row(section, stage, attempt)
-        write_row(self._file, row)
+        try:
+            write_row(self._file, row)
+        except OSError:
+            self._file.unlink(missing_ok=True)
+            raise
         order = {
             "file": str(self._file.absolute()),
             "row": row,

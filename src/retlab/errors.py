@@ -10,5 +10,8 @@ class UserError(Exception):
     """One sentence that says what is wrong, where, and what to do. Stages print it and exit with 2."""
 
 
-class Interrupted(Exception):
-    """SIGTERM, SIGUSR1 or Ctrl-C arrived and the work is saved. Stages exit with 75."""
+class Interrupted(BaseException):
+    """SIGTERM, SIGUSR1 or Ctrl-C arrived and the work is saved. Stages exit with 75.
+
+    No Exception, as KeyboardInterrupt is none: it may arrive anywhere, and nobody who handles errors may swallow it.
+    """

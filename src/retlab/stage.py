@@ -1,6 +1,7 @@
 """What stages share: up-to-date check, locks, signals, emissions, publishing."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -14,13 +15,16 @@ from typing import Any
 from retlab import artifacts, provenance
 from retlab.command import SIGNALS, StageCommand
 from retlab.config import ExperimentConfig, dump_config
+from retlab.differences import differences
 from retlab.emissions import track_emissions
 from retlab.errors import Interrupted, UserError
 from retlab.machine_checks import check_machine
 from retlab.progress import duration
 from retlab.section import absolute, portable, script, shown_path
 from retlab.upstream import outdated
-from retlab.yaml_file import shown
+
+# Notes of this process: a script that runs a stage for every split says each once.
+_SAID: set[str] = set()
 
 
 def is_main_process() -> bool:
@@ -89,12 +93,7 @@ class Stage:
         if manifest is None:
             return None
         now = self._describe()
-        found = [
-            f"{key}: {_change(group, manifest[group].get(key), now[group].get(key))}"
-            for group in ("settings", "sources")
-            for key in sorted(manifest[group].keys() | now[group].keys())
-            if manifest[group].get(key) != now[group].get(key)
-        ]
+        found = [line for group in ("settings", "sources") for line in differences(manifest[group], now[group])]
         before = manifest["inputs"]
         changed = [absolute(name) for name, value in now["inputs"].items() if before.get(name) != value]
         found += [f"input {shown_path(folder)} has changed" for folder in changed]
@@ -114,7 +113,9 @@ class Stage:
         missing = self._missing_folders()
         try:
             return self._run(build)
-        except (UserError, OSError):
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+                error.filename = str(self._fullest_folder())
             self._undo(missing)
             raise
 
@@ -124,7 +125,9 @@ class Stage:
                 stack.enter_context(artifacts.lock(folder, False, partial(self._waiting, folder)))
             self._check_inputs()
             for line in outdated(self.config, self.name, self.inputs):
-                self.say(line)
+                if line not in _SAID:
+                    _SAID.add(line)
+                    self.say(line)
             if self._is_current():
                 return False
             check_machine(self.config, [self.name])
@@ -142,6 +145,11 @@ class Stage:
             self._prepare()
             self._work(build)
         return True
+
+    def _fullest_folder(self) -> Path:
+        """The folder with the least free space among those that the stage writes to."""
+        folders = [folder for folder in (self.output.parent, self.config.run_folder) if folder.exists()]
+        return min(folders, key=lambda folder: shutil.disk_usage(folder).free)
 
     def _missing_folders(self) -> list[Path]:
         """The folders that this attempt would be the first to make, inner ones first."""
@@ -168,6 +176,10 @@ class Stage:
         with artifacts.lock(self._target, False, lambda: self._waiting(self._target)):
             if self.changes() != []:
                 return False
+            # What a killed attempt at other settings or with --force left; nobody works on it while the lock is held.
+            shutil.rmtree(self._partial, ignore_errors=True)
+            if not self.files:
+                artifacts.recover_folder(self.output)
         self.say(f"up to date: {shown_path(self.output)}")
         return True
 
@@ -214,9 +226,9 @@ class Stage:
         self._install_signals()
         started, clock = datetime.now(UTC), time.monotonic()
         try:
-            self._keep_config()
             with track_emissions(self.config.emissions, self.config.run_folder, self.label) as energy:
                 report = build(self._partial)
+            self._keep_config()
         except BaseException:
             begun = self.resumable and any(not file.name.startswith(".") for file in self._partial.iterdir())
             if not begun:
@@ -269,13 +281,6 @@ class Stage:
 
         for number in SIGNALS:
             signal.signal(number, handle)
-
-
-def _change(group: str, before: Any, now: Any) -> str:
-    # What is known of source files is a hash, or sizes and times in nanoseconds: of use to nobody.
-    if group == "sources" and not isinstance(now, int):
-        return "changed"
-    return f"{shown(before)} -> {shown(now)}"
 
 
 def _hint(folder: Path, manifest: dict[str, Any] | None) -> str:

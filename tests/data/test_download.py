@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -108,12 +109,20 @@ def test_first_document_above_max_bytes(tmp_path: Path, raw: Path) -> None:
 def test_broken_line_stops_with_file_and_line_or_is_skipped_and_counted(tmp_path: Path, raw: Path) -> None:
     path = lines(tmp_path / "a.jsonl", ["one", "two"])
     path.write_text(path.read_text() + '{"text": "cut\n{"text": "three"}\n{"other": 1}\n')
-    with pytest.raises(UserError, match="a.jsonl:3: broken JSON line: .*set data.on_bad_line: skip"):
+    with pytest.raises(UserError, match=r"a.jsonl:3: broken JSON line \(.*\); .*set data.on_bad_line: skip"):
         download(section(path), raw)
     report = download(section(path, on_bad_line="skip"), raw)
     assert texts(raw) == ["one", "two", "three"]
     assert report["skipped_records"] == 2
     assert "a.jsonl:3: broken JSON line" in report["first_skipped_record"]
+
+
+def test_json_lines_without_the_column_name_those_that_there_are(tmp_path: Path, raw: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "body": "x"}\n')
+    with pytest.raises(
+        UserError, match="a.jsonl:1: the line has no key 'text'; set data.text_column to one of: id, body"
+    ):
+        download(section(tmp_path / "a.jsonl"), raw)
 
 
 def test_invalid_utf8_stops_or_is_skipped(tmp_path: Path, raw: Path) -> None:
@@ -131,14 +140,22 @@ def test_invalid_utf8_stops_or_is_skipped(tmp_path: Path, raw: Path) -> None:
     [
         ("", "holds no documents"),
         ("\n\n", "holds no documents"),
-        ('{"text": ""}\n{"text": " \\u2003\\n"}\n{"text": null}\n', r"holds only empty documents \(3\)"),
-        ('{"body": "x"}\n', r"holds no documents \(1 records were skipped, the first is .*a.jsonl:1: no key 'text'"),
+        (
+            '{"text": ""}\n{"text": " \\u2003\\n"}\n{"text": null}\n',
+            "holds 3 empty documents and no other; name another source",
+        ),
+        (
+            '{"body": "x"}\n',
+            r"holds no documents \(1 record skipped, first: .*a.jsonl:1: the line has no key 'text'\);"
+            " set data.text_column to one of: body, or name another source",
+        ),
     ],
 )
 def test_empty_data_set(tmp_path: Path, raw: Path, content: str, sentence: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(UserError, match=sentence):
         download(section(tmp_path / "a.jsonl", on_bad_line="skip"), raw)
+    assert list(raw.iterdir()) == []
 
 
 def test_truncated_parquet_in_the_middle_of_a_folder(tmp_path: Path, raw: Path) -> None:
@@ -146,8 +163,9 @@ def test_truncated_parquet_in_the_middle_of_a_folder(tmp_path: Path, raw: Path) 
         write_parquet(tmp_path / "s" / f"{name}.parquet", [name * 50] * 100)
     broken = tmp_path / "s" / "b.parquet"
     broken.write_bytes(broken.read_bytes()[:-20])
-    with pytest.raises(UserError, match="b.parquet is no complete parquet file"):
+    with pytest.raises(UserError, match="b.parquet is truncated or damaged, or no parquet file"):
         download(section(tmp_path / "s"), raw)
+    assert list(raw.iterdir()) == []
 
 
 @pytest.fixture
@@ -193,6 +211,28 @@ def test_file_that_changes_while_it_is_read(tmp_path: Path, raw: Path, monkeypat
     monkeypatch.setattr(module, "read_documents", grow)
     with pytest.raises(UserError, match="a.jsonl has changed while it was read; run the same command again"):
         download(section(path), raw)
+
+
+def test_file_that_goes_before_it_is_read(mixed: tuple[Path, list[str]], raw: Path, monkeypatch) -> None:
+    read = module.read_documents
+
+    def remove(*arguments: object) -> object:
+        (mixed[0] / "d.txt").unlink(missing_ok=True)
+        yield from read(*arguments)
+
+    monkeypatch.setattr(module, "read_documents", remove)
+    with pytest.raises(UserError, match="d.txt has gone while it was to be read; run the same command again"):
+        download(section(mixed[0]), raw)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_documents": 3}, {"max_bytes": 20}, {"max_documents": 10}])
+def test_progress_ends_at_its_total(
+    mixed: tuple[Path, list[str]], raw: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, int]
+) -> None:
+    download(section(mixed[0], **limits), raw)
+    last = capsys.readouterr().out.splitlines()[-1]
+    done, total = re.fullmatch(r"download: ([\d,]+) of ([\d,]+) bytes \(100 %\), .*", last).groups()
+    assert done == total
 
 
 # Ten files of 40 documents; a part ends after 1,300 bytes, so there are parts that end inside files and files that
@@ -297,6 +337,7 @@ def test_finished_parts_are_not_made_again(
     monkeypatch.setattr(DocumentFile, "close", full_disk)
     with pytest.raises(OSError, match="No space left"):
         download(section(many), raw)
+    assert sorted(path.name for path in raw.glob("part-*")) == [f"part-{number:05d}.parquet" for number in range(3)]
     monkeypatch.setattr(DocumentFile, "close", finish)
     monkeypatch.setattr(module, "DocumentFile", lambda path: opened.append(path.name) or DocumentFile(path))
     download(section(many), raw)
@@ -306,11 +347,17 @@ def test_finished_parts_are_not_made_again(
 
 def test_another_source_starts_anew(many: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "PART_BYTES", PART_BYTES)
-    (many / "7.jsonl").write_text("broken")
-    with pytest.raises(UserError, match="7.jsonl:1"):
+    finish = DocumentFile.close
+
+    def stop(self: DocumentFile) -> None:
+        finish(self)
+        if len(list(raw.glob("part-*"))) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DocumentFile, "close", stop)
+    with pytest.raises(KeyboardInterrupt):
         download(section(many), raw)
-    assert len(list(raw.glob("part-*"))) > 3
-    lines(many / "7.jsonl", ["mended"])
+    monkeypatch.setattr(DocumentFile, "close", finish)
     lines(many / "0.jsonl", ["changed"])
     download(section(many), raw)
     fresh = tmp_path / "fresh"

@@ -33,7 +33,7 @@ def records(path: Path, column: str = "text", **values: str) -> list[Record]:
 
 
 def bad(path: Path, column: str = "text") -> list[str]:
-    return [f"{Path(one.place).name}: {one.reason}" for one in records(path, column) if isinstance(one, BadRecord)]
+    return [f"{path.name}{one.place}: {one.reason}" for one in records(path, column) if isinstance(one, BadRecord)]
 
 
 def good(path: Path, column: str = "text") -> list[str]:
@@ -81,7 +81,11 @@ def test_plain_text_is_one_document(tmp_path: Path, text: str, suffix: str, comp
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.binary())),
+    ],
 )
 def test_parquet_of_every_text_type(tmp_path: Path, kind: pa.DataType) -> None:
     path = tmp_path / "a.parquet"
@@ -124,7 +128,7 @@ def test_bad_json_lines_are_named_and_the_others_read(tmp_path: Path) -> None:
     assert [one.split(": ")[0] for one in found] == [f"a.jsonl:{line}" for line in range(2, 9)]
     assert "broken JSON line" in found[0]
     assert "holds a list, where each line has to be one JSON object" in found[1]
-    assert "no key 'text' (data.text_column); the keys of this line: body, url" in found[2]
+    assert found[2].endswith("the line has no key 'text'")
     assert "the value of 'text' is a number, not text" in found[3]
     assert "invalid UTF-8" in found[4]
     assert "invalid UTF-8" in found[5]
@@ -184,8 +188,46 @@ def test_missing_column_names_those_that_there_are(tmp_path: Path, name: str) ->
 
 def test_column_that_holds_no_text(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["x"])
-    with pytest.raises(UserError, match="a.parquet: the column 'id' holds int64, not text"):
+    with pytest.raises(UserError, match="column 'id' holds int64, not text; set data.text_column to one of: text"):
         records(path, "id")
+
+
+def test_column_beside_one_whose_part_has_the_same_path(tmp_path: Path) -> None:
+    inner = pa.array([{"b": "inner"}])
+    table = pa.Table.from_arrays([inner, pa.array(["outer"])], names=["a", "a.b"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert good(tmp_path / "a.parquet", "a.b") == ["outer"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_column_that_there_is_twice(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_text("text,text\n1,2\n")
+    pq.write_table(pa.Table.from_arrays([pa.array(["1"])] * 2, names=["text"] * 2), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"{name} has 2 columns 'text'; give them different names"):
+        records(tmp_path / name)
+
+
+def test_csv_that_is_not_separated_by_commas(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;x\n")
+    with pytest.raises(UserError, match="a.csv: the fields of 'id;text' are not separated by commas"):
+        records(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '[\n{"text": "a"}\n]\n'])
+def test_json_array_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match="a.json is a JSON array and not JSON lines; write one object on each line"):
+        records(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.txt.gz"])
+def test_utf16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    content = "\ufeff".encode(encoding) if encoding == "utf-16-be" else b""
+    content += 'text\n{"text": "x"}\n'.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert bad(tmp_path / name) == [f"{name}: the file is UTF-16 and not UTF-8"]
+    assert good(tmp_path / name) == []
 
 
 def cut(path: Path) -> None:
@@ -195,7 +237,7 @@ def cut(path: Path) -> None:
 def test_truncated_parquet_is_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", TEXTS * 100)
     cut(path)
-    with pytest.raises(UserError, match="a.parquet is no complete parquet file .*; replace or remove it"):
+    with pytest.raises(UserError, match="a.parquet is truncated or damaged, or no parquet file; replace or remove it"):
         records(path)
 
 
@@ -213,7 +255,7 @@ def test_truncated_compressed_file_is_named(tmp_path: Path, suffix: str, compres
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(b"".join(json.dumps({"text": str(n) * 9}).encode() + b"\n" for n in range(5000))))
     cut(path)
-    with pytest.raises(UserError, match=f"a.jsonl{suffix} is truncated or damaged .*; replace or remove it"):
+    with pytest.raises(UserError, match=f"a.jsonl{suffix} is truncated or damaged, or no (gzip|zstd) file; replace"):
         records(path)
 
 
@@ -233,6 +275,6 @@ def test_document_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: py
         records(tmp_path / "a.txt")
     with pytest.raises(UserError, match="a.jsonl:2: the line is longer than .* cut its document up"):
         records(tmp_path / "a.jsonl")
-    assert "a.csv:3: broken CSV record: field larger than field limit" in bad(tmp_path / "a.csv")[0]
+    assert "a.csv:3: broken CSV record (field larger than field limit" in bad(tmp_path / "a.csv")[0]
     monkeypatch.undo()
     assert len(good(tmp_path / "a.csv")) == 2

@@ -61,6 +61,16 @@ def run(hub: Hub, folder: Path, *sources: str, **environment: str) -> list[dict[
     return [json.loads(line[7:]) for line in answer.stdout.splitlines() if line.startswith("ANSWER ")]
 
 
+def stage(hub: Hub, root: Path, source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Stage 1 as a user runs it, into root/data."""
+    config = root / "config.yaml"
+    values = {"source": source, "folder": str(root / "data")}
+    config.write_text(json.dumps({"name": "lab", "output_dir": str(root / "runs"), "data": values}))
+    command = [sys.executable, str(PROJECT_ROOT / "src" / "download_data.py"), str(config)]
+    variables = hub.environment(root / "home", **environment)
+    return subprocess.run(command, env=variables, capture_output=True, text=True)
+
+
 def test_repository_folder_glob_and_file(hub: Hub, tmp_path: Path) -> None:
     sources = [
         "hf://datasets/owner/name",
@@ -78,6 +88,22 @@ def test_repository_folder_glob_and_file(hub: Hub, tmp_path: Path) -> None:
     assert {report["hub_commits"][0] for report in reports} == {f"datasets/owner/name@{COMMIT}"}
     left = {path.name for path in (tmp_path / "raw").rglob("*.*") if path.is_file() and path.name[0] != "."}
     assert left == {"part-00000.parquet"}
+
+
+def test_revisions_and_names_with_odd_characters(hub: Hub, tmp_path: Path) -> None:
+    hub.branches.add("refs/convert/parquet")
+    odd = tmp_path / "hub/datasets/owner/name/odd [1]"
+    odd.mkdir()
+    (odd / "a b#%.jsonl").write_text('{"text": "odd"}')
+    reports = run(
+        hub,
+        tmp_path / "raw",
+        "hf://datasets/owner/name@refs/convert/parquet/data/*.parquet",
+        "hf://datasets/owner/name@refs%2Fconvert%2Fparquet/data",
+        "hf://datasets/owner/name/odd [1]",
+        "hf://datasets/owner/name/odd [1]/a b#%.jsonl",
+    )
+    assert [report["documents"] for report in reports] == [1200, 1200, 1, 1]
 
 
 def test_what_is_missing_is_named(hub: Hub, tmp_path: Path) -> None:
@@ -119,17 +145,12 @@ def test_token_opens_the_gate_and_is_written_nowhere(hub: Hub, tmp_path: Path, l
     if login == "file":
         (tmp_path / "home").mkdir()
         (tmp_path / "home" / "token").write_text(hub.token)
-    config = tmp_path / "config.yaml"
-    values = {"source": "hf://datasets/owner/name/en", "folder": str(tmp_path / "data")}
-    config.write_text(json.dumps({"name": "gated", "output_dir": str(tmp_path / "runs"), "data": values}))
-    command = [sys.executable, str(PROJECT_ROOT / "src" / "download_data.py"), str(config)]
-    variables = hub.environment(tmp_path / "home", **environment)
-    answer = subprocess.run(command, env=variables, capture_output=True, text=True)
+    answer = stage(hub, tmp_path, "hf://datasets/owner/name/en", **environment)
     assert answer.returncode == 0, answer.stderr
     assert len(texts(tmp_path / "data" / "raw")) == 150
     assert any(request.authorization == f"Bearer {hub.token}" for request in hub.requests)
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path != tmp_path / "home" / "token"]
-    assert tmp_path / "runs/gated/config.yaml" in written
+    assert tmp_path / "runs/lab/config.yaml" in written
     assert all(hub.token.encode() not in path.read_bytes() for path in written)
     assert hub.token not in answer.stdout + answer.stderr
 
@@ -157,7 +178,7 @@ def test_next_run_continues_where_the_connection_broke_off(hub: Hub, tmp_path: P
     hub.cut_after["data/b.parquet"], hub.cuts = 2_000_000, 100
     (sentence,) = run(hub, tmp_path / "raw", source)
     assert "hf://datasets/owner/name/data/b.parquet: " in sentence
-    assert "broke off" in sentence
+    assert "the connection broke off" in sentence
     hub.cuts = 0
     (report,) = run(hub, tmp_path / "raw", source)
     assert report == undisturbed
@@ -165,6 +186,29 @@ def test_next_run_continues_where_the_connection_broke_off(hub: Hub, tmp_path: P
     assert hub.ranges("data/a.parquet") == [None]
     assert hub.ranges("data/b.parquet") == [None, f"bytes={2**20}-", f"bytes={2**20}-"]
     assert contents(tmp_path / "raw") == contents(tmp_path / "undisturbed")
+
+
+def test_stage_keeps_what_has_arrived_when_the_connection_breaks_off(hub: Hub, tmp_path: Path) -> None:
+    source = "hf://datasets/owner/name/data/a.parquet"
+    hub.cut_after["data/a.parquet"], hub.cuts = 2_000_000, 100
+    answer = stage(hub, tmp_path, source)
+    assert answer.returncode == 2
+    assert "the connection broke off" in answer.stderr
+    hub.cuts = 0
+    hub.requests.clear()
+    assert stage(hub, tmp_path, source).returncode == 0
+    assert hub.ranges("data/a.parquet") == [f"bytes={2**20}-"]
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == [
+        "manifest.json",
+        "part-00000.parquet",
+        "raw",
+    ]
+
+
+def test_refusal_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
+    hub.gated.add("owner/name")
+    assert stage(hub, tmp_path, "hf://datasets/owner/name/en").returncode == 2
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("listed", [1000, 10_000_000])

@@ -288,7 +288,7 @@ def test_too_little_text_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path, [[[[5, 6, 7]]]])
     with pytest.raises(UserError, match=r"sequence_length 8 is longer than the split .* 4 tokens"):
         train_loader(tmp_path)
-    with pytest.raises(UserError, match=r"1 windows of 4 tokens, fewer than one batch of train\.batch_size 4"):
+    with pytest.raises(UserError, match=r"holds 1 of the 4 windows of 4 tokens that train\.batch_size"):
         train_loader(tmp_path, sequence_length=4)
     write_shards(tmp_path, [[[]]])
     with pytest.raises(UserError, match="no documents"):

@@ -56,6 +56,22 @@ def test_recursive_glob(tmp_path: Path) -> None:
     assert names(files, tmp_path) == ["3.py", "a/2.py", "a/b/1.py"]
 
 
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.txt", "/*/**/*.txt"])
+def test_links_are_followed_and_each_file_is_taken_once(tmp_path: Path, pattern: str) -> None:
+    make(tmp_path, "s/a/1.txt", "s/a/b/2.txt", "elsewhere/3.txt", "s/.hidden/4.txt")
+    (tmp_path / "s/a/copy.txt").symlink_to(tmp_path / "s/a/1.txt")
+    (tmp_path / "s/a/far").symlink_to(tmp_path / "elsewhere")
+    for name in ("s/a/b/loop", "s/a/b/round", "s/z"):
+        (tmp_path / name).symlink_to(tmp_path / "s")
+    files = find_sources(section(f"{tmp_path}/s{pattern}"))
+    assert names(files, tmp_path / "s") == ["a/1.txt", "a/b/2.txt", "a/far/3.txt"]
+
+
+def test_two_stars_inside_a_name_are_one(tmp_path: Path) -> None:
+    make(tmp_path, "ab/1.txt", "ab/c/2.txt")
+    assert names(find_sources(section(f"{tmp_path}/a**/*.txt")), tmp_path) == ["ab/1.txt"]
+
+
 def test_file_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
     make(tmp_path, "part[1].txt")
     assert names(find_sources(section(tmp_path / "part[1].txt")), tmp_path) == ["part[1].txt"]

@@ -174,14 +174,22 @@ def test_nul_bytes_and_any_text_come_through(tmp_path: Path) -> None:
 
 def test_split_that_comes_out_empty_is_named(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", [["one", "", "one"]])
-    sentence = "the (train|validation|test) and (validation|test) split would be empty: 2 documents fall into"
+    sentence = "no document falls into train and test: of 2 documents, 0 in train, 2 in validation, 0 in test"
     with pytest.raises(UserError, match=f"{sentence}.*data.splits.*data.split_seed than 0"):
+        split(raw, tmp_path / "splits")
+
+
+def test_damaged_part_is_named(tmp_path: Path, documents: list[str]) -> None:
+    raw = write_raw(tmp_path / "raw", [documents[:50], documents[50:]])
+    part = raw / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(UserError, match="part-00001.parquet cannot be read because .*; run .*01_download_data.sh"):
         split(raw, tmp_path / "splits")
 
 
 def test_nothing_but_empty_documents(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", [["", " "]])
-    with pytest.raises(UserError, match="there is no document to split: all 2 are empty"):
+    with pytest.raises(UserError, match="there is no document to split, only 2 empty documents"):
         split(raw, tmp_path / "splits")
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tests.data.text_files import write_split
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from retlab.artifacts import sha256_file
+from retlab.artifacts import fingerprint, sha256_file, write_json
 from retlab.data.settings import TokenizerSection
 from retlab.data.tokenizer import load_tokenizer, make_tokenizer, text_tokenizer
 from retlab.errors import UserError
+from train_tokenizer import refuse_to_replace, source_of_tokenizer
 
 TEXTS = [f"def function_{i}(value):\n    return value + {i}  # größer <eos> 中文 {'x' * (i % 7)}\n" for i in range(300)]
 HARD = ["<eos>", " <pad><bos> <unk>", "  two leading", "\x00\x01", "a\r\n\tb ", "don 't . a , b", "😀\u0301\u200b", ""]
@@ -219,3 +220,26 @@ def test_an_empty_train_split_is_refused(tmp_path: Path) -> None:
     write_split(tmp_path / "train", [[]])
     with pytest.raises(UserError, match="no text to train a tokenizer on"):
         make_tokenizer(TokenizerSection(), tmp_path, tmp_path / "out")
+
+
+def test_the_tokenizer_of_another_experiment_is_kept(tmp_path: Path) -> None:
+    folder, mine, others = (tmp_path / name for name in ("tokenizer", "mine", "others"))
+    for place, outputs in ((mine, "a"), (others, "b")):
+        place.mkdir()
+        write_json(place / "manifest.json", {"outputs": {outputs: {"sha256": outputs}}})
+    refuse_to_replace(folder, mine)
+    folder.mkdir()
+    write_json(folder / "manifest.json", {"outputs": {}, "inputs": {str(mine): "of an older mine"}})
+    refuse_to_replace(folder, mine)
+    with pytest.raises(UserError, match=r"of another experiment, made from .*mine: .* tokenizer\.from_pretrained"):
+        refuse_to_replace(folder, others)
+    write_json(folder / "manifest.json", {"outputs": {}, "inputs": {str(mine): fingerprint(others)}})
+    refuse_to_replace(folder, others)
+
+
+def test_a_changed_source_of_an_imported_tokenizer_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("1")
+    before = source_of_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("2")
+    assert source_of_tokenizer(str(tmp_path)) != before
+    assert source_of_tokenizer("owner/name") == source_of_tokenizer(None) == {}

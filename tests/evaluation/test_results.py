@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.evaluation.trained import DOCUMENTS, write_data, write_model
 
 from retlab.data.settings import DataSection
-from retlab.errors import UserError
+from retlab.errors import Interrupted, UserError
 from retlab.evaluation.reference_points import read_text
 from retlab.evaluation.results import UNITS, evaluate
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
@@ -123,7 +123,7 @@ def test_model_folders_that_cannot_be_used_are_named(tmp_path: Path, model_folde
         with pytest.raises(UserError, match=match):
             load_trained_model(EvaluateSection(**{"device": "cpu", **settings}), folder)
 
-    refused(tmp_path / "nowhere", r"nowhere holds no trained model \(config.json\); run train_model first")
+    refused(tmp_path / "nowhere", r"nowhere holds no trained model \(config.json\); run bash .*train_model.sh first")
 
     other = shutil.copytree(model_folder, tmp_path / "gpt2")
     change_config(other, model_type="gpt2")
@@ -155,6 +155,15 @@ def test_model_folders_that_cannot_be_used_are_named(tmp_path: Path, model_folde
     if not torch.cuda.is_available():
         refused(model_folder, "evaluate.device is cuda, but torch sees no GPU", device="cuda")
     refused(write_model(tmp_path / "transformer", "transformer"), "evaluate.form is recurrent", form="recurrent")
+
+
+def test_a_signal_while_the_weights_are_read_is_no_damage(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted("SIGTERM received")
+
+    monkeypatch.setattr("retlab.models.causal_lm.CausalLM.from_pretrained", interrupted)
+    with pytest.raises(Interrupted):
+        load_trained_model(EvaluateSection(device="cpu"), model_folder)
 
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path, data: DataSection, model_folder: Path) -> None:

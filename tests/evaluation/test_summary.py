@@ -16,11 +16,25 @@ from retlab.section import PROJECT_ROOT
 METHOD = "cpu estimated from its load and a constant TDP of 16 W; ram estimated from its size"
 
 
-def write_run(folder: Path, tokens: int = 1000, text_bytes: int = 3000, **test: Any) -> Path:
-    folder.mkdir()
+def write_run(
+    folder: Path,
+    tokens: int = 1000,
+    text_bytes: int = 3000,
+    train_tokens: int = 9000,
+    settings: dict[str, Any] | None = None,
+    **test: Any,
+) -> Path:
+    folder.mkdir(parents=True)
     numbers = {"loss": 4.0, "perplexity": 54.598, "bits_per_byte": 1.7654321, "documents": 36, **test}
-    results = {
+    results: dict[str, Any] = {
         "model": {"architecture": "retnet", "parameters": 1_234_567, "vocab_size": 2048},
+        "settings": {
+            "test_text_sha256": str(text_bytes),
+            "sequence_length": 256,
+            "packing": "packed",
+            "reset_at_documents": True,
+            **(settings or {}),
+        },
         "test": {**numbers, "tokens": tokens, "bytes": text_bytes},
         "reference_points": {
             "uniform": {"loss": 7.62, "perplexity": 2048.0, "bits_per_byte": 3.66},
@@ -30,6 +44,7 @@ def write_run(folder: Path, tokens: int = 1000, text_bytes: int = 3000, **test: 
             "xz": {"bits_per_byte": 1.388},
         },
     }
+    results["reference_points"]["unigram"]["train_tokens"] = train_tokens
     (folder / "results.json").write_text(json.dumps(results))
     sample = {"prompt": "def read(", "continuation": "path):\n\treturn \x1b[31m" + "x" * 300, "seed": 0}
     (folder / "samples.json").write_text(json.dumps([sample]))
@@ -72,11 +87,19 @@ def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
         read_run(write_run(tmp_path / "b", tokens=900)),
         read_run(write_run(tmp_path / "c", text_bytes=77)),
         read_run(write_run(tmp_path / "d")),
+        read_run(write_run(tmp_path / "e", train_tokens=7000, settings={"sequence_length": 64})),
     ]
-    text = summary(runs)
+    text = " ".join(summary(runs).split())
+    assert "e was trained on other text: the unigram and bigram counts are those of a." in text
+    assert "e was evaluated with data.sequence_length 64, a with 256" in text
+    assert "d was" not in text
     assert "b has another tokenizer: compare bits per byte" in text
     assert "c was tested on other text (77 bytes)" in text
-    assert "d was tested" not in text
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    lines = summary([read_run(write_run(tmp_path / folder / "mine")) for folder in ("here", "there")]).splitlines()
+    assert [line.split()[0] for line in lines[3:5]] == ["here/mine", "there/mine"]
 
 
 def test_long_names_are_cut(tmp_path: Path) -> None:
@@ -104,9 +127,9 @@ def test_run_without_emissions_speed_and_reference_points(tmp_path: Path) -> Non
 
 
 def test_folder_without_results(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist; run scripts/06_evaluate_model.sh"):
+    with pytest.raises(UserError, match="nowhere is no run folder; run bash .*06_evaluate_model.sh"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no results"):
+    with pytest.raises(UserError, match="is not evaluated"):
         read_run(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.mixers.oracles import layouts, path_lengths, relative_error
+from tests.mixers.oracles import layouts, path_lengths, relative_error, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,7 +129,7 @@ def test_one_segment_over_everything_is_ordinary_attention(layout, segment_lengt
     results = []
     for mixer in (dilated, ordinary):
         hidden = torch.randn(2, 200, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        out = mixer(hidden, positions, segment_ids)[0] * real
+        out = run(mixer, hidden, positions, segment_ids)[0] * real
         out.pow(2).sum().backward()
         results.append([out, hidden.grad, *(parameter.grad for parameter in mixer.parameters())])
     for mine, expected in zip(*results, strict=True):
@@ -174,7 +174,7 @@ def test_the_state_is_bounded_by_the_segments():
     mixer = DilatedAttention(8, num_heads=2, segment_lengths=(4, 30), dilation_ratios=(1, 4)).eval()
     slots = {}
     for tokens in (1, 3, 10, 29, 30, 31, 500):
-        _, state = mixer(torch.randn(1, tokens, 8), torch.arange(tokens)[None])
+        _, state = run(mixer, torch.randn(1, tokens, 8), torch.arange(tokens)[None])
         slots[tokens] = state.keys.shape[2]
         assert sum(x.untyped_storage().nbytes() for x in state) == 2 * state.keys.numel() * 4 + 8
     assert slots == {1: 2, 3: 4, 10: 7, 29: 12, 30: 12, 31: 12, 500: 12}
@@ -199,7 +199,7 @@ def test_work_and_memory_grow_linearly(documents):
     for tokens in (512, 2048):
         hidden, positions = torch.randn(1, tokens, 8), torch.arange(tokens)[None]
         with FlopCounterMode(display=False) as flops, _Sizes() as sizes:
-            mixer(hidden, positions, positions // 100 if documents else None)[0].sum().backward()
+            run(mixer, hidden, positions, positions // 100 if documents else None)[0].sum().backward()
         work.append(flops.get_total_flops())
         memory.append(sizes.largest)
     assert 3.9 < work[1] / work[0] < 4.1

@@ -44,6 +44,7 @@ class Hub:
         token: the token that opens gated and private repositories and may write.
         gated: repositories whose files need the token.
         private: repositories that do not exist without the token.
+        branches: further revisions, which hold the same as `main`.
         cut_after: bytes of a file after which the connection breaks off, by its path inside the repository.
         cuts: how many more times it breaks off.
         listed_sizes: false sizes that listings say, by path inside the repository.
@@ -54,6 +55,7 @@ class Hub:
     token: str = "hf_stand_in_token_0123456789"
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
+    branches: set[str] = field(default_factory=set)
     cut_after: dict[str, int] = field(default_factory=dict)
     cuts: int = 0
     listed_sizes: dict[str, int] = field(default_factory=dict)
@@ -106,14 +108,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.body = self._body()
         url = urlsplit(self.path)
-        path, self.query = unquote(url.path), parse_qs(url.query)
+        # Matched before it is unquoted: a revision may hold a slash, such as refs/convert/parquet.
+        path, self.query = url.path, parse_qs(url.query)
         authorization = self.headers.get("Authorization")
-        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), authorization))
+        self.hub.requests.append(Request(self.command, unquote(path), self.headers.get("Range"), authorization))
         try:
             for pattern, handle in _ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match:
-                    handle(self, **match.groupdict())
+                    handle(self, **{key: text and unquote(text) for key, text in match.groupdict().items()})
                     return
             raise _Refusal(404, "NoSuchRoute")
         except _Refusal as refusal:
@@ -149,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.hub.root / kind / repo
         if not folder.is_dir() or (repo in self.hub.private and not self._has_token()):
             raise _Refusal(404 if self._has_token() else 401, "RepoNotFound")
-        if revision not in (None, "main", COMMIT):
+        if revision not in (None, "main", COMMIT, *self.hub.branches):
             raise _Refusal(404, "RevisionNotFound")
         return folder
 

@@ -64,17 +64,17 @@ def make_config(folder: Path, name: str, model: dict[str, Any] | None = None, **
     return path
 
 
-def start(config: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(config: Path, *arguments: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
     """The stage as a process, its output in one pipe."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, str(PROJECT_ROOT / "src" / "train_model.py"), str(config), *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def finish(config: Path, *arguments: str) -> tuple[int, str]:
+def finish(config: Path, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
     """Run the stage to its end; exit code and output."""
-    process = start(config, *arguments)
+    process = start(config, *arguments, cwd=cwd)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retlab.errors import UserError
-from retlab.training.checkpoints import CheckpointStore, load_checkpoint
+from retlab.training.checkpoints import FORMAT, CheckpointStore, load_checkpoint
 from retlab.training.metrics import COLUMNS, MetricsFile
 
 
@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_one_sentence(tmp_path):
     assert store.last()["step"] == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"format": 1}), "cut", "code", "list"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"format": FORMAT}), "cut", "code", "list"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     store = CheckpointStore(tmp_path)
     store.save(checkpoint(1))
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     if content == "cut":
         path.write_bytes(path.read_bytes()[:2000])
     elif content == "code":
-        torch.save({"format": 1, "danger": re.compile("x")}, path)
+        torch.save({"format": FORMAT, "danger": re.compile("x")}, path)
     elif content == "list":
         torch.save([1], path)
     else:

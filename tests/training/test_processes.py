@@ -1,5 +1,6 @@
 """Several processes on one machine, joined by gloo."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -28,10 +29,26 @@ def test_two_processes_train_as_one(splits, strategy, packing):
         for n in (1, 2)
     )
     run(one)
-    run(two)
+    said: list[str] = []
+    run(two, say=said.append)
+    assert any("2 processes, each on CPU, 1 thread" in line for line in said)
     for left, right in zip(deterministic(one.run_folder), deterministic(two.run_folder), strict=True):
         assert [float(x or 0) for x in left] == pytest.approx([float(x or 0) for x in right], rel=1e-5)
     for name, weight in last(one)["model"].items():
+        torch.testing.assert_close(weight, last(two)["model"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_goes_on_with_another_number_of_processes_and_says_so(splits):
+    one, two = (make_request(splits, "joined", devices=n, micro_batch_size=2) for n in (1, 2))
+    whole = make_request(splits, "whole", micro_batch_size=2)
+    run(whole)
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted):
+        run(one, stop=lambda: next(asked) > 7)
+    said: list[str] = []
+    run(two, say=said.append)
+    assert any("so far on CPU, 1 thread, float32, now on 2 processes, each on CPU, 1 thread" in line for line in said)
+    for name, weight in last(whole)["model"].items():
         torch.testing.assert_close(weight, last(two)["model"][name], rtol=1e-4, atol=1e-5)
 
 

@@ -2,8 +2,11 @@
 
 import csv
 import random
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,39 @@ def test_signals_save_and_leave_with_their_own_code(folder, undisturbed):
     assert_same_run(undisturbed, folder / "runs" / "signalled")
 
 
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_while_exporting_loses_nothing(folder, small_disk):
+    config = make_config(folder, "full", max_steps=10)
+    config.write_text(config.read_text().replace(f"output_dir: {folder}/runs", f"output_dir: {small_disk}"))
+    assert finish(config)[0] == EXIT_OK
+    run = small_disk / "full"
+    weights = sha256_file(run / "model" / "model.safetensors")
+    shutil.rmtree(run / "model")
+    # Room for the modelling code or the weights, not for both.
+    (small_disk / "fill").write_bytes(bytes(shutil.disk_usage(small_disk).free - 80_000))
+    code, output = finish(config)
+    assert code == EXIT_USER_ERROR, output
+    assert output.splitlines()[-1].startswith("error: the disk is full")
+    assert "Traceback" not in output
+    assert not (run / "model").exists()
+    assert not (run / ".model.partial").exists()
+    last = CheckpointStore(run / "checkpoints").last()
+    assert last is not None
+    assert last["step"] == 10
+    (small_disk / "fill").unlink()
+    code, output = finish(config)
+    assert code == EXIT_OK, output
+    assert sha256_file(run / "model" / "model.safetensors") == weights
+
+
 def test_checkpoints_are_exported_and_other_models_refused(folder, undisturbed):
     config = make_config(folder, "undisturbed", max_steps=200)
     last = CheckpointStore(undisturbed / "checkpoints").last()
@@ -93,6 +129,12 @@ def test_checkpoints_are_exported_and_other_models_refused(folder, undisturbed):
     model = AutoModelForCausalLM.from_pretrained(folder / "exported", trust_remote_code=True)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, last["model"][name]), name
+    for names in (("best", "last"), ("nothing", str(folder / "new"))):
+        code, output = finish(config, "--export", *names, cwd=undisturbed)
+        assert code == (EXIT_OK if names[0] == "best" else EXIT_USER_ERROR), output
+    assert "--export: nothing is no checkpoint; allowed are best, last and a checkpoint's file" in output
+    assert (undisturbed / "last" / "config.json").exists()
+    shutil.rmtree(undisturbed / "last")
     kept = ("model/model.safetensors", "metrics.csv", "config.yaml")
     before = [sha256_file(undisturbed / name) for name in kept]
     other = make_config(folder, "undisturbed", {"architecture": "transformer"}, max_steps=200)
@@ -101,7 +143,7 @@ def test_checkpoints_are_exported_and_other_models_refused(folder, undisturbed):
         code, output = finish(other, *arguments)
         assert code == EXIT_USER_ERROR, output
         assert "of another model" in output
-        assert "architecture: retnet -> transformer" in output
+        assert "architecture: 'retnet' -> 'transformer'" in output
         assert "Traceback" not in output
     assert before == [sha256_file(undisturbed / name) for name in kept]
     assert not (folder / "other").exists()

@@ -264,7 +264,7 @@ def test_init_from_starts_at_the_weights_of_a_folder(splits, tmp_path):
     [
         ({"device": "cuda"}, "sees no GPU"),
         ({"wandb": "project"}, "needs the wandb package"),
-        ({"batch_size": 4096}, "fewer than one batch"),
+        ({"batch_size": 4096}, "lower the batch size"),
     ],
 )
 def test_what_the_machine_or_the_data_cannot_do_is_one_sentence(splits, train_section, message):

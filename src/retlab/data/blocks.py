@@ -10,6 +10,7 @@ import numpy as np
 from retlab.data.shards import Shards
 from retlab.data.windows import Packing, Windows, WindowStream
 from retlab.errors import UserError
+from retlab.section import shown_path
 
 
 class Blocks(Protocol):
@@ -68,13 +69,13 @@ class TrainBlocks:
         self.blocks_per_epoch = -(-self.steps // self.steps_per_block)
         if self.windows == 0:
             raise UserError(
-                f"data.sequence_length {length} is longer than the split in {self.folder}, which holds"
-                f" {self.shards.targets.sum()} tokens; shorten the window or get more text"
+                f"data.sequence_length {length:,} is longer than the split in {shown_path(self.folder)}, which holds"
+                f" {self.shards.targets.sum():,} tokens; shorten the window or get more text"
             )
         if self.steps == 0:
             raise UserError(
-                f"{self.folder} holds {self.windows} windows of {length} tokens, fewer than one batch of"
-                f" train.batch_size {size}; lower the batch size or get more text"
+                f"{shown_path(self.folder)} holds {self.windows:,} of the {size:,} windows of {length:,} tokens that"
+                " train.batch_size asks for; lower the batch size or get more text"
             )
 
     @property

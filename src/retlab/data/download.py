@@ -1,6 +1,8 @@
 """Stage 1: text from its source into parquet parts; an interrupted download goes on where its last part ended."""
 
+import contextlib
 import dataclasses
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,15 +13,16 @@ from retlab.artifacts import read_json, write_json
 from retlab.data.documents import DocumentFile, as_texts, is_empty, part_name
 from retlab.data.formats import BadRecord, read_documents
 from retlab.data.settings import DataSection
-from retlab.data.sources import SourceFile, find_sources, identity
+from retlab.data.sources import SourceFile, entries, find_sources, identity
 from retlab.errors import UserError
-from retlab.progress import Progress, progress
+from retlab.progress import Progress, counted, progress
+from retlab.section import portable
 
 PART_BYTES = 128 * 2**20
 """UTF-8 bytes of text after which a part is complete."""
 
 _STATE = ".state.json"
-_FETCHED = ".fetched"
+_FETCHED = "fetched"
 _BATCH_BYTES = 4 * 2**20
 _BATCH_DOCUMENTS = 1000
 
@@ -36,13 +39,10 @@ def download(section: DataSection, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: one sentence on what is wrong with the source.
     """
-    sources = find_sources(section)
-    work = _Download(section, folder, sources)
-    with progress("download", sum(map(_work_bytes, sources)), "byte", work.finished_bytes()) as bar:
+    work = _Download(section, folder, find_sources(section))
+    with progress("download", work.all_bytes, "byte", work.done_bytes) as bar:
         work.run(bar)
-    report = work.report()
-    work.remove_traces()
-    return report
+    return work.finish()
 
 
 def _work_bytes(file: SourceFile) -> int:
@@ -62,6 +62,7 @@ class _State:
     empty: int = 0
     skipped: int = 0
     first_skipped: str = ""
+    advice: str = ""
 
 
 class _Download:
@@ -71,31 +72,59 @@ class _Download:
         self._part: DocumentFile | None = None
         self._batch: list[bytes] = []
         self._batch_bytes = 0
+        self.all_bytes = sum(map(_work_bytes, sources))
         saved, name = read_json(folder / _STATE), identity(sources)
         self._state = _State(**saved) if saved and saved["sources"] == name else _State(name)
         if not saved or saved["sources"] != name:
             # What was fetched from another state of the source must not be taken for this one's.
             shutil.rmtree(self._fetched, ignore_errors=True)
             self._save()
-
-    def finished_bytes(self) -> int:
-        return sum(map(_work_bytes, self._sources[: self._state.file]))
+        self.done_bytes = sum(map(_work_bytes, self._sources[: self._state.file]))
 
     def run(self, bar: Progress) -> None:
-        if not self._is_full():
-            for index in range(self._state.file, len(self._sources)):
-                if not self._take(index, bar):
-                    break
-        self._finish_part(len(self._sources), 0)
+        """Write the documents of all files, or of as many as data.max_documents and data.max_bytes allow."""
+        self._bar = bar
+        try:
+            self._take_all()
+            bar.set_total(self.done_bytes)
+            self._finish_part(len(self._sources), 0)
+        except BaseException:
+            # It will be written anew, and until then it would only fill the disk.
+            if self._part:
+                (self._folder / part_name(self._state.parts)).unlink(missing_ok=True)
+            raise
 
-    def _take(self, index: int, bar: Progress) -> bool:
+    def _take_all(self) -> None:
+        if self._is_full():
+            return
+        for index, file in enumerate(self._sources[self._state.file :], self._state.file):
+            path = self._fetch(index) if file.remote else Path(file.path)
+            try:
+                if not self._take(index, path):
+                    return
+            except UserError:
+                # What mends it changes the source or the settings, so nothing of this can be used again.
+                self._discard()
+                raise
+
+    def _advance(self, amount: int) -> None:
+        self.done_bytes += amount
+        self._bar.advance(amount)
+        share = max(
+            self._state.documents / (self._section.max_documents or math.inf),
+            self._state.bytes / (self._section.max_bytes or math.inf),
+        )
+        if share:
+            # Where a limit will end the work before all files are read, as far as can be told by now.
+            self._bar.set_total(min(self.all_bytes, self.done_bytes / share))
+
+    def _take(self, index: int, path: Path) -> bool:
         """Write the documents of one file; false where data.max_documents or data.max_bytes ends the work."""
         file, seen = self._sources[index], 0
         done_before = self._state.record if index == self._state.file else 0
-        path = self._fetch(index, bar) if file.remote else Path(file.path)
         _check_unchanged(file)
         for number, (position, record) in enumerate(read_documents(file, path, self._section.text_column), 1):
-            bar.advance(position - seen)
+            self._advance(position - seen)
             seen = position
             if number <= done_before:
                 continue
@@ -109,31 +138,40 @@ class _Download:
                     return False
                 if self._part and self._part.bytes + self._batch_bytes >= PART_BYTES:
                     self._finish_part(index, number)
-        bar.advance(file.size - seen)
+        self._advance(file.size - seen)
         _check_unchanged(file)
         return True
 
-    def _fetch(self, index: int, bar: Progress) -> Path:
+    def _fetch(self, index: int) -> Path:
         # Imported here because the Hub's client is slow to import and most runs need none.
         from retlab.data import hub
 
         file, target = self._sources[index], self._fetched / f"{index:06d}"
         if target.exists():
-            bar.advance(file.size)
+            self._advance(file.size)
         else:
             self._fetched.mkdir(exist_ok=True)
-            hub.fetch(file.name, file.path, file.size, target, bar.advance)
+            try:
+                hub.fetch(file.name, file.path, file.size, target, self._advance)
+            except UserError:
+                # Where nothing has arrived nothing is to be continued.
+                with contextlib.suppress(OSError):
+                    self._fetched.rmdir()
+                raise
         return target
 
     def _skip(self, record: BadRecord, file: SourceFile) -> None:
         # Nobody can mend a file of the standard library, and no other Python reads it either.
         if self._section.on_bad_line == "stop" and file.format != "python":
             raise UserError(
-                f"{record.place}: {record.reason};"
-                " mend it, or set data.on_bad_line: skip to leave out such records and count them"
+                f"{file.name}{record.place}: {record.reason}; {record.advice},"
+                " or set data.on_bad_line: skip to leave out such records and count them"
             )
         self._state.skipped += 1
-        self._state.first_skipped = self._state.first_skipped or f"{record.place}: {record.reason}"
+        if not self._state.first_skipped:
+            name = file.name if file.remote else portable(Path(file.path))
+            self._state.first_skipped = f"{name}{record.place}: {record.reason}"
+            self._state.advice = f"{record.advice}, or "
 
     def _fits(self, text: bytes) -> bool:
         limit = self._section.max_bytes
@@ -141,7 +179,7 @@ class _Download:
             return True
         if self._state.documents == 0:
             raise UserError(
-                f"data.max_bytes: found {limit:,}, but the first document has {len(text):,} bytes; raise it"
+                f"data.max_bytes: found {limit:,}, but the first document has {counted(len(text), 'byte')}; raise it"
             )
         return False
 
@@ -181,13 +219,18 @@ class _Download:
     def _save(self) -> None:
         write_json(self._folder / _STATE, dataclasses.asdict(self._state))
 
-    def report(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
+        """Leave the parts and the state alone, and report. The state stays until the folder is published, so that
+        a kill before then does not cost the work again."""
         state = self._state
         if state.documents == state.empty:
-            found = f"only empty documents ({state.empty})" if state.empty else "no documents"
+            found = counted(state.empty, "empty document") + " and no other" if state.empty else "no documents"
             if state.skipped:
-                found += f" ({state.skipped} records were skipped, the first is {state.first_skipped})"
-            raise UserError(f"data.source: {self._section.source} holds {found}; name another source")
+                found += f" ({counted(state.skipped, 'record')} skipped, first: {state.first_skipped})"
+            self._discard()
+            source = ", ".join(entries(self._section))
+            raise UserError(f"data.source: {source} holds {found}; {state.advice}name another source")
+        self._remove_all_but(state.parts)
         return {
             "source_files": len(self._sources),
             "documents": state.documents,
@@ -198,13 +241,14 @@ class _Download:
             "hub_commits": sorted({_data_set(file) for file in self._sources if file.remote}),
         }
 
-    def remove_traces(self) -> None:
-        """Leave the parts and the state alone: no fetched files, no part of an earlier attempt beyond the last.
+    def _discard(self) -> None:
+        self._remove_all_but(0)
+        (self._folder / _STATE).unlink()
 
-        The state stays until the folder is published, so that a kill before then does not cost the work again.
-        """
+    def _remove_all_but(self, parts: int) -> None:
+        """No fetched files, and no part beyond the first ones, an earlier attempt's included."""
         shutil.rmtree(self._fetched, ignore_errors=True)
-        kept = {part_name(number) for number in range(self._state.parts)}
+        kept = {part_name(number) for number in range(parts)}
         for file in self._folder.glob("part-*.parquet"):
             if file.name not in kept:
                 file.unlink()
@@ -217,6 +261,9 @@ def _data_set(file: SourceFile) -> str:
 def _check_unchanged(file: SourceFile) -> None:
     if file.remote:
         return
-    status = os.stat(file.path)
+    try:
+        status = os.stat(file.path)
+    except FileNotFoundError:
+        raise UserError(f"{file.name} has gone while it was to be read; run the same command again") from None
     if (status.st_size, str(status.st_mtime_ns)) != (file.size, file.version):
         raise UserError(f"{file.name} has changed while it was read; run the same command again")

@@ -14,6 +14,7 @@ from retlab.data.pieces import Piece, can_be_cut, encode_word, pieces, tried_pie
 from retlab.data.shards import token_dtype
 from retlab.data.word_memo import WordMemo
 from retlab.errors import UserError
+from retlab.section import shown_path
 
 LONGEST_WHOLE = 2**23
 """Characters that are encoded at once at most, which takes about 150 bytes for each: by one thread at a time."""
@@ -60,8 +61,9 @@ class Encoder:
             for number, piece in enumerate(pieces(text) if self._can_be_cut else tried_pieces(self._tokenizer, text)):
                 if len(piece.text) > LONGEST_WHOLE and not piece.is_word:
                     raise UserError(
-                        f"{source}: a document of {len(text):,} characters cannot be cut for this tokenizer without"
-                        f" other tokens, and more than {LONGEST_WHOLE:,} at once take too much memory; split or drop it"
+                        f"{shown_path(source)}: a document of {len(text):,} characters cannot be cut for this tokenizer"
+                        f" without other tokens, and more than {LONGEST_WHOLE:,} at once take too much memory;"
+                        " split or drop it"
                     )
                 if number:
                     yield last, False

@@ -47,7 +47,7 @@ def list_files(entry: str) -> Listing:
         root = f"datasets/{repo}@{commit}"
         system = HfFileSystem()
         path = f"{root}/{inside}".rstrip("/")
-        pattern = glob.has_magic(inside)
+        pattern = glob.has_magic(inside) and not system.exists(path)
         listed = system.glob(path, detail=True) if pattern else system.find(path, detail=True)
     files = {
         name.removeprefix(root + "/"): (info["size"], str(info.get("blob_id")))
@@ -75,22 +75,27 @@ def fetch(name: str, path: str, size: int, target: Path, advance: Callable[[int]
         UserError: refused, out of reach, or of another size than listed.
     """
     partial = target.with_name(target.name + ".incomplete")
-    with open(partial, "ab") as file, _sentences(name, "/".join(path.split("@")[0].split("/")[1:])):
-        done = file.tell()
-        advance(done)
-        if done < size:
-            with HfFileSystem().open(path, "rb", block_size=0) as stream:
-                # The stream asks for what follows its position; it refuses a plain seek.
-                stream.loc = done
-                while block := stream.read(_BLOCK_BYTES):
-                    file.write(block)
-                    done += len(block)
-                    advance(len(block))
-        if done == size:
-            file.flush()
-            os.fsync(file.fileno())
+    done = 0
+    try:
+        with open(partial, "ab") as file, _sentences(name, "/".join(path.split("@")[0].split("/")[1:])):
+            done = file.tell()
+            advance(done)
+            if done < size:
+                with HfFileSystem().open(path, "rb", block_size=0) as stream:
+                    # The stream asks for what follows its position; it refuses a plain seek.
+                    stream.loc = done
+                    while block := stream.read(_BLOCK_BYTES):
+                        file.write(block)
+                        done += len(block)
+                        advance(len(block))
+            if done == size:
+                file.flush()
+                os.fsync(file.fileno())
+    finally:
+        if done == 0 < size:
+            partial.unlink()
     if done != size:
-        partial.unlink()
+        partial.unlink(missing_ok=True)
         raise UserError(f"{name}: the Hub sent {done:,} bytes where it lists {size:,}; run the same command again")
     os.replace(partial, target)
 
@@ -115,9 +120,9 @@ def _sentences(what: str, repo: str) -> Iterator[None]:
         status = error.response.status_code
         advice = log_in if status in (401, 403) else "run the same command later, it continues"
         message = f"the Hub answers with HTTP {status}; {advice}"
-    except (hub_errors.HTTPError, ConnectionError) as error:
+    except (hub_errors.HTTPError, ConnectionError):
         message = (
-            f"{constants.ENDPOINT} cannot be reached or broke off ({type(error).__name__});"
+            f"{constants.ENDPOINT} cannot be reached or the connection broke off;"
             " check the network and run the same command again, it continues"
         )
     else:

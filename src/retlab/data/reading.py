@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retlab.errors import UserError
+from retlab.section import script, shown_path
 
 
 @contextmanager
@@ -16,9 +17,12 @@ def readable(path: Path, stage: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Arrow reports damage without an error number; other errors are the machine's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(
-            f"{path} cannot be read ({reason}); it is truncated or damaged: run {stage}.py again with --force"
+            f"{shown_path(path)} cannot be read because it is truncated or damaged; run {script(stage)}"
+            " with this configuration and --force"
         ) from None
 
 
@@ -27,17 +31,17 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def texts_of(path: Path) -> Iterator[pa.LargeStringArray]:
-    """The documents of one part of a split, a row group at a time: 16 MB of text, or one longer document.
+def texts_of(path: Path, stage: str = "split_data") -> Iterator[pa.LargeStringArray]:
+    """The documents of one part that a stage wrote, a row group at a time: 16 MB of text, or one longer document.
 
     Raises:
         UserError: the file is damaged.
     """
-    with readable(path, "split_data"):
+    with readable(path, stage):
         parquet = pq.ParquetFile(path)
         groups = parquet.num_row_groups
     for group in range(groups):
-        with readable(path, "split_data"):
+        with readable(path, stage):
             column = parquet.read_row_group(group, columns=["text"], use_threads=False)["text"]
         yield from column.chunks
 

@@ -29,7 +29,8 @@ class SplitShares(Section):
     def _add_up(self) -> Self:
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-9:
-            raise ValueError(f"train, validation and test must add up to 1, not {total:g}")
+            shares = f"train {self.train:g}, validation {self.validation:g} and test {self.test:g}"
+            raise ValueError(f"{shares} must add up to 1, not {total:g}")
         return self
 
 
@@ -103,7 +104,7 @@ class DataSection(Section):
 class TokenizerSection(Section):
     """The tokenizer: a byte-level BPE trained on the train split, or an existing one."""
 
-    vocab_size: int = Field(default=32000, ge=260)
+    vocab_size: int = Field(default=32000, ge=260, le=2**24)
     "Entries of the vocabulary: 256 bytes, 4 special tokens and the merges."
     min_frequency: int = Field(default=2, ge=1)
     "A pair must occur so often to become a merge."

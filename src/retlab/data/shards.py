@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from retlab.artifacts import read_manifest, sha256_file
 from retlab.data.reading import parts_of, readable
 from retlab.errors import UserError
+from retlab.section import script, shown_path
+
+_AGAIN = f"run {script('tokenize_data')} with this configuration"
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -74,7 +77,7 @@ class Shards:
         values = lists.flatten().to_numpy(zero_copy_only=False)
         lengths = np.diff(lists.offsets.to_numpy())
         if len(values) != self.tokens[index] or len(lengths) != self.documents[index]:
-            raise UserError(f"{path} changed while it was being read; run tokenize_data.py again")
+            raise UserError(f"{shown_path(path)} changed while it was being read; {_AGAIN} and --force")
         starts = np.arange(len(lengths)) + np.cumsum(lengths) - lengths
         opens = np.zeros(len(values) + len(lengths), dtype=bool)
         opens[starts] = True
@@ -92,11 +95,11 @@ def open_shards(folder: Path, sequence_length: int) -> Shards:
     """
     files = tuple(parts_of(folder))
     if not files:
-        raise UserError(f"{folder} holds no token shards (part-*.parquet); run tokenize_data.py first")
+        raise UserError(f"{shown_path(folder)} holds no token shards (part-*.parquet); {_AGAIN} first")
     counts = [_count(path, sequence_length) for path in files]
     table = np.concatenate(counts)
     if table[:, 1].sum() == 0:
-        raise UserError(f"the token shards in {folder} hold no documents; give that split more text")
+        raise UserError(f"the token shards in {shown_path(folder)} hold no documents; give that split more text")
     file = np.repeat(np.arange(len(files)), [len(count) for count in counts])
     return Shards(files, file, *(np.ascontiguousarray(column) for column in table.T))
 
@@ -109,14 +112,17 @@ def check_shards(folder: Path, tokenizer_folder: Path) -> None:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} holds no finished token shards; run tokenize_data.py first")
+        raise UserError(f"{shown_path(folder)} holds no finished token shards; {_AGAIN} first")
     file = tokenizer_folder / "tokenizer.json"
     if not file.is_file():
-        raise UserError(f"{tokenizer_folder} holds no tokenizer (tokenizer.json); run train_tokenizer.py first")
+        raise UserError(
+            f"{shown_path(tokenizer_folder)} holds no tokenizer (tokenizer.json); run the stage that makes it first"
+        )
     if manifest["report"]["tokenizer_sha256"] != sha256_file(file):
         raise UserError(
-            f"the token shards in {folder} were made with another tokenizer than the one in {tokenizer_folder};"
-            " run tokenize_data.py again or point data.tokens_folder or tokenizer.folder at the matching one"
+            f"the token shards in {shown_path(folder)} were made with another tokenizer than the one in"
+            f" {shown_path(tokenizer_folder)}; {_AGAIN},"
+            " or let data.tokens_folder or tokenizer.folder name what belongs together"
         )
 
 
@@ -126,7 +132,8 @@ def _count(path: Path, sequence_length: int) -> np.ndarray:
         parquet = pq.ParquetFile(path)
         if not {"input_ids", "tokens", "bytes"} <= set(parquet.schema_arrow.names):
             raise UserError(
-                f"{path} is no token shard (columns {parquet.schema_arrow.names}); run tokenize_data.py again"
+                f"{shown_path(path)} is no token shard: it has the columns {', '.join(parquet.schema_arrow.names)};"
+                f" {_AGAIN} and --force"
             )
         tokens = parquet.read(columns=["tokens"], use_threads=False)["tokens"].to_numpy().astype(np.int64)
         rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]

@@ -4,16 +4,17 @@ import glob
 import hashlib
 import json
 import os
+import re
 import stat
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from retlab.data.settings import HUB, STDLIB, DataSection
 from retlab.errors import UserError
-from retlab.section import absolute
+from retlab.section import absolute, shown_path
 
 Format = Literal["parquet", "jsonl", "csv", "text", "python"]
 Compression = Literal["gzip", "zstd"] | None
@@ -63,15 +64,15 @@ def find_sources(section: DataSection) -> list[SourceFile]:
     Raises:
         UserError: an entry that stands for no file, a file whose format cannot be told, the Hub out of reach.
     """
-    files = _unique(file for entry in _entries(section) for file in _expand(entry, section))
+    files = _unique(file for entry in entries(section) for file in _expand(entry, section))
     _refuse_own_outputs(files, section)
     return files
 
 
 def local_state(section: DataSection) -> dict[str, Any]:
     """Sizes and times of the local source files in a few values. A Hub source is left out: it needs a network."""
-    entries = [entry for entry in _entries(section) if not entry.startswith(HUB)]
-    files = _unique(file for entry in entries for file in _expand(entry, section))
+    here = [entry for entry in entries(section) if not entry.startswith(HUB)]
+    files = _unique(file for entry in here for file in _expand(entry, section))
     if not files:
         return {}
     _refuse_own_outputs(files, section)
@@ -88,12 +89,17 @@ def identity(files: Iterable[SourceFile]) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-def _entries(section: DataSection) -> list[str]:
+def entries(section: DataSection) -> list[str]:
+    """The entries of `data.source`, one or several."""
     return [section.source] if isinstance(section.source, str) else section.source
 
 
 def _unique(files: Iterable[SourceFile]) -> list[SourceFile]:
-    return list({file.path: file for file in files}.values())
+    """Each file once, the first of its names: links are another name of the same text."""
+    found: dict[str, SourceFile] = {}
+    for file in files:
+        found.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
+    return list(found.values())
 
 
 def _refuse_own_outputs(files: Iterable[SourceFile], section: DataSection) -> None:
@@ -103,7 +109,7 @@ def _refuse_own_outputs(files: Iterable[SourceFile], section: DataSection) -> No
     for file in files:
         if not file.remote and any(Path(file.path).is_relative_to(output) for output in outputs):
             raise UserError(
-                f"data.source contains {file.path}, which this experiment itself writes; set another data.folder"
+                f"data.source contains {file.name}, which this experiment itself writes; set another data.folder"
             )
 
 
@@ -123,43 +129,70 @@ def _stdlib() -> list[SourceFile]:
 
 def _local(entry: str, section: DataSection) -> list[SourceFile]:
     path = str(absolute(entry))
+    shown = shown_path(Path(path))
     if os.path.exists(path):
         matches = [path]
     elif not glob.has_magic(entry):
-        raise UserError(f"data.source: there is no file or folder {path}; correct the path")
+        raise UserError(f"data.source: there is no file or folder {shown}; correct the path")
     else:
-        matches = glob.glob(path, recursive=True)
+        matches = _glob(path)
         if not matches:
-            raise UserError(f"data.source: no file matches {path}; correct the pattern")
+            brackets = " (a bracket that is part of a name is written [[])" if "[" in entry else ""
+            raise UserError(f"data.source: no file matches {shown}; correct the pattern{brackets}")
     paths: list[str] = []
     for match in matches:
         paths += _data_files(_walk(match), section, remote=False) if os.path.isdir(match) else [match]
     if not paths:
-        raise UserError(f"data.source: the folder {path} holds no data files; name another one")
-    return [_local_file(file, *_format(file, section)) for file in sorted(set(paths))]
+        raise UserError(f"data.source: the folder {shown} holds no data files; name another one")
+    return [_local_file(file, *_format(shown_path(Path(file)), section)) for file in sorted(set(paths))]
+
+
+def _glob(pattern: str) -> list[str]:
+    head, *tail = re.split(r"/\*\*(?=/|$)", pattern, maxsplit=1)
+    if not tail:
+        return glob.glob(pattern)
+    tops = [match for match in glob.glob(head or "/") if os.path.isdir(match)]
+    if not tail[0]:
+        # A folder stands for all that is below it anyway.
+        return tops
+    # Not the recursion of `glob.glob`, which follows a circle of links without end.
+    return [match for top in tops for folder, _ in _folders(top) for match in _glob(glob.escape(folder) + tail[0])]
 
 
 def _walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
-    def stop(error: OSError) -> None:
-        raise UserError(f"data.source: {error.filename} cannot be read: {error.strerror}") from None
+    """The files below a folder, without hidden ones."""
+    return sorted(os.path.join(folder, name) for folder, names in _folders(root, skip) for name in names)
 
-    found: list[str] = []
-    for folder, folders, names in os.walk(root, onerror=stop):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
-        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+
+def _folders(root: str, skip: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all below it, each with the names of its files; links are followed, and no folder comes twice."""
+
+    def stop(error: OSError) -> None:
+        name = shown_path(Path(error.filename))
+        raise UserError(f"data.source: {name} cannot be read: {error.strerror}") from None
+
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield folder, [name for name in names if not name.startswith(".")]
 
 
 def _local_file(path: str, format: Format, compression: Compression) -> SourceFile:
+    name = shown_path(Path(path))
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UserError(f"data.source: {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"data.source: {name} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"data.source: {path} is no regular file; name files or folders of files")
+        raise UserError(f"data.source: {name} is no regular file; name files or folders of files")
     if not os.access(path, os.R_OK, effective_ids=True):
-        raise UserError(f"data.source: no permission to read {path}; give this user the right to it")
-    return SourceFile(path, path, status.st_size, str(status.st_mtime_ns), format, compression)
+        raise UserError(f"data.source: no permission to read {name}; give this user the right to it")
+    return SourceFile(name, path, status.st_size, str(status.st_mtime_ns), format, compression)
 
 
 def _hub(entry: str, section: DataSection) -> list[SourceFile]:
@@ -190,13 +223,13 @@ def _guess(path: str) -> tuple[Format, Compression] | None:
     return None if format is None or (format == "parquet" and compression) else (format, compression)
 
 
-def _format(path: str, section: DataSection) -> tuple[Format, Compression]:
+def _format(name: str, section: DataSection) -> tuple[Format, Compression]:
     if section.format != "auto":
-        return section.format, _COMPRESSIONS.get(PurePosixPath(path.lower()).suffix)
-    guessed = _guess(path)
+        return section.format, _COMPRESSIONS.get(PurePosixPath(name.lower()).suffix)
+    guessed = _guess(name)
     if guessed is None:
         raise UserError(
-            f"data.source: the name of {path} does not say its format; set data.format,"
+            f"data.source: the name of {name} does not say its format; set data.format,"
             " or name the files with a pattern such as folder/**/*.parquet"
         )
     return guessed

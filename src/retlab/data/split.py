@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import pyarrow.parquet as pq
 from retlab.data import shuffle
 from retlab.data.documents import DocumentFile, is_empty, part_name, text_offsets
 from retlab.data.parallel import run_tasks
+from retlab.data.reading import parts_of, readable, texts_of
 from retlab.data.settings import SPLITS, DataSection, SplitShares
 from retlab.errors import UserError
-from retlab.progress import progress
+from retlab.progress import counted, progress
 
 _SCRATCH = ".scratch"
 
@@ -53,7 +53,7 @@ def split_documents(section: DataSection, raw: Path, folder: Path) -> dict[str, 
     Raises:
         UserError: a split comes out empty.
     """
-    parts = sorted(raw.glob("part-*.parquet"))
+    parts = parts_of(raw)
     sizes = [_text_bytes(part) for part in parts]
     for split in SPLITS:
         (folder / split).mkdir()
@@ -98,15 +98,9 @@ def _shares(shares: SplitShares) -> list[float]:
 
 
 def _text_bytes(part: Path) -> int:
-    metadata = pq.read_metadata(part)
+    with readable(part, "download_data"):
+        metadata = pq.read_metadata(part)
     return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-
-
-def read_texts(part: Path) -> Iterator[pa.LargeStringArray]:
-    """The documents of one parquet part, a row group at a time."""
-    with pq.ParquetFile(part, pre_buffer=False) as file:
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=["text"], use_threads=False).column(0).combine_chunks()
 
 
 def _split_part(
@@ -117,7 +111,7 @@ def _split_part(
         writer: _InOrder | shuffle.Scatter = shuffle.Scatter(plan, scratch, number)
     else:
         writer = _InOrder(folder, number)
-    for texts in read_texts(part):
+    for texts in texts_of(part, "download_data"):
         empty = is_empty(texts)
         counts.empty += empty.true_count
         texts = texts.filter(pc.invert(empty))
@@ -157,12 +151,13 @@ class _InOrder:
 def _check(section: DataSection, counts: Counts) -> None:
     total = sum(counts.documents)
     if total == 0:
-        raise UserError(f"there is no document to split: all {counts.empty} are empty; name another data.source")
+        found = f"only {counted(counts.empty, 'empty document')}" if counts.empty else "none"
+        raise UserError(f"there is no document to split, {found}; name another data.source")
     missing = [split for split, documents in zip(SPLITS, counts.documents, strict=True) if documents == 0]
     if missing:
-        found = ", ".join(f"{split} {count}" for split, count in zip(SPLITS, counts.documents, strict=True))
+        found = ", ".join(f"{count:,} in {split}" for split, count in zip(SPLITS, counts.documents, strict=True))
         raise UserError(
-            f"the {' and '.join(missing)} split would be empty: {total} documents fall into {found}; take more"
+            f"no document falls into {' and '.join(missing)}: of {counted(total, 'document')}, {found}; take more"
             f" documents, a larger share in data.splits, or another data.split_seed than {section.split_seed}"
         )
 

@@ -15,7 +15,7 @@ from retlab.data.reading import parts_of, text_bytes, texts_of
 from retlab.data.settings import TokenizerSection
 from retlab.errors import UserError
 from retlab.progress import Progress, progress
-from retlab.section import absolute
+from retlab.section import absolute, script, shown_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def train_tokenizer(section: TokenizerSection, folder: Path) -> Tokenizer:
     )
     total = text_bytes(folder)
     if total == 0:
-        raise UserError(f"{folder} holds no text to train a tokenizer on; get more text and split it again")
+        raise UserError(f"{shown_path(folder)} holds no text to train a tokenizer on; get more text and split it again")
     with progress("read text for the tokenizer", min(total, section.max_bytes or total), "byte") as bar:
         tokenizer.train_from_iterator(_training_texts(folder, section.max_bytes, bar), trainer)
     return tokenizer
@@ -125,8 +125,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         UserError: the folder holds no tokenizer.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder} holds no tokenizer (tokenizer.json); run train_tokenizer.py first")
-    return _load(folder, str(folder))
+        raise UserError(
+            f"{shown_path(folder)} holds no tokenizer (tokenizer.json);"
+            f" run {script('train_tokenizer')} with this configuration first"
+        )
+    return _load(folder, shown_path(folder))
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:

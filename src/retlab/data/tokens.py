@@ -19,6 +19,7 @@ from retlab.data.shards import shard_schema
 from retlab.data.tokenizer import load_tokenizer, text_tokenizer, vocabulary_size
 from retlab.errors import Interrupted, UserError
 from retlab.progress import Progress, progress
+from retlab.section import shown_path
 
 ROW_GROUP_TOKENS = 2**20
 ROW_GROUP_DOCUMENTS = 4096
@@ -46,7 +47,7 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     vocab_size = vocabulary_size(tokenizer)
     parts = parts_of(texts_folder)
     if not parts:
-        raise UserError(f"{texts_folder} holds no documents; get more text and split it again")
+        raise UserError(f"{shown_path(texts_folder)} holds no documents; get more text and split it again")
     threads = section.dask_workers or min(MOST_THREADS, cores())
     encoder, schema = Encoder(text_tokenizer(tokenizer), vocab_size), shard_schema(vocab_size)
     with progress(f"tokenise {texts_folder.name}", text_bytes(texts_folder), "byte") as bar:

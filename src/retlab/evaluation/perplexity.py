@@ -24,6 +24,7 @@ from retlab.errors import UserError
 from retlab.evaluation.trained_model import TrainedModel
 from retlab.models.causal_lm import CausalLM
 from retlab.progress import progress
+from retlab.section import shown_path
 
 LOGITS_AT_ONCE = 2**26
 """Most logits in float32 at a time (256 MiB)."""
@@ -67,7 +68,7 @@ def score_documents(trained: TrainedModel, data: DataSection, shards: Path, batc
     assert int(targets.sum()) == loader.targets
     if not bool(torch.isfinite(nats).all()):
         first = int((~torch.isfinite(nats)).nonzero()[0])
-        raise UserError(f"the model's loss on document {first} of {shards} is not finite; train it anew")
+        raise UserError(f"the model's loss on document {first} of {shown_path(shards)} is not finite; train it anew")
     return DocumentLosses(nats.numpy(), targets.numpy(), _document_bytes(shards))
 
 

@@ -1,6 +1,7 @@
 """The files that the evaluation leaves in a run folder."""
 
 import csv
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from retlab.evaluation.reference_points import TestText, count_models, read_text
 from retlab.evaluation.samples import write_samples
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import TrainedModel, load_trained_model
+from retlab.section import script, shown_path
 
 UNITS = {
     "loss": "nats/token",
@@ -47,12 +49,12 @@ def evaluate(
     text = read_text(data.splits_folder / "test")
     if len(text.bytes) != len(losses.bytes) or (text.bytes != losses.bytes).any():
         raise UserError(
-            f"the token shards in {shards} hold other documents than {data.splits_folder / 'test'};"
-            " run tokenize_data again"
+            f"the token shards in {shown_path(shards)} hold other documents than"
+            f" {shown_path(data.splits_folder / 'test')}; run {script('tokenize_data')} again"
         )
     results = {
         "model": _describe_model(trained),
-        "settings": _describe_settings(section, data, trained),
+        "settings": _describe_settings(section, data, trained, text),
         "test": _test_numbers(losses),
     }
     if section.reference_points:
@@ -73,8 +75,11 @@ def _describe_model(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _describe_settings(section: EvaluateSection, data: DataSection, trained: TrainedModel) -> dict[str, Any]:
+def _describe_settings(
+    section: EvaluateSection, data: DataSection, trained: TrainedModel, text: TestText
+) -> dict[str, Any]:
     return {
+        "test_text_sha256": hashlib.sha256("".join(text.sha256).encode()).hexdigest(),
         "sequence_length": data.sequence_length,
         "packing": data.packing,
         "reset_at_documents": data.reset_at_documents,
@@ -100,8 +105,8 @@ def _reference_points(
     manifest = read_manifest(data.shards_folder("train"))
     if manifest is None:
         raise UserError(
-            f"{data.shards_folder('train')} holds no finished token shards, which the reference points count;"
-            " run tokenize_data first or set evaluate.reference_points=false"
+            f"{shown_path(data.shards_folder('train'))} holds no finished token shards, which the reference points"
+            f" count; run {script('tokenize_data')} first or set evaluate.reference_points=false"
         )
     tokens, text_bytes = int(losses.targets.sum()), int(losses.bytes.sum())
     vocab_size = trained.config.vocab_size

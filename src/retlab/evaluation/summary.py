@@ -2,14 +2,16 @@
 
 import csv
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import read_json
 from retlab.emissions_rows import read_rows
 from retlab.errors import UserError
-from retlab.section import portable
+from retlab.section import script, shown_path
+from retlab.yaml_file import shown
 
 WIDTH = 100
 SAMPLE_LINES = 16
@@ -37,16 +39,12 @@ _HEADER = (
 class Run:
     """What an evaluated run folder says."""
 
+    name: str
     folder: Path
     results: dict[str, Any]
     samples: list[dict[str, Any]]
     tokens_per_second: float | None
     emissions: list[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self.folder.name
 
 
 def read_run(folder: Path) -> Run:
@@ -57,10 +55,11 @@ def read_run(folder: Path) -> Run:
     """
     folder = folder.resolve()
     results, samples = read_json(folder / "results.json"), read_json(folder / "samples.json")
-    if not isinstance(results, dict) or "test" not in results:
-        what = "holds no results (results.json)" if folder.is_dir() else "does not exist"
-        raise UserError(f"{portable(folder)} {what}; run scripts/06_evaluate_model.sh with its configuration first")
-    return Run(folder, results, samples or [], _tokens_per_second(folder / "metrics.csv"), read_rows(folder))
+    if not isinstance(results, dict) or not {"model", "settings", "test"} <= results.keys():
+        what = "is not evaluated (there is no whole results.json in it)" if folder.is_dir() else "is no run folder"
+        raise UserError(f"{shown_path(folder)} {what}; run {script('evaluate_model')} with its configuration first")
+    speed = _tokens_per_second(folder / "metrics.csv")
+    return Run(folder.name, folder, results, samples or [], speed, read_rows(folder))
 
 
 def _tokens_per_second(metrics: Path) -> float | None:
@@ -76,6 +75,8 @@ def _tokens_per_second(metrics: Path) -> float | None:
 
 def summary(runs: list[Run]) -> str:
     """Table, samples of the same prompt, and places of any number of runs."""
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=f"{run.folder.parent.name}/{run.folder.name}") for run in runs]
     parts = [_table(runs), _notes(runs), _samples(runs), _places(runs)]
     return "\n\n".join(part for part in parts if part)
 
@@ -135,12 +136,7 @@ def _notes(runs: list[Run]) -> str:
     first = runs[0].results["test"]
     text = f"Loss and bits per byte: {first['documents']:,} test documents, {first['bytes']:,} bytes"
     notes = [f"{text}, {first['tokens']:,} tokens with each end of text."]
-    for run in runs[1:]:
-        test = run.results["test"]
-        if (test["documents"], test["bytes"]) != (first["documents"], first["bytes"]):
-            notes.append(f"{run.name} was tested on other text ({test['bytes']:,} bytes): do not compare it.")
-        elif test["tokens"] != first["tokens"]:
-            notes.append(f"{run.name} has another tokenizer: compare bits per byte, not loss and perplexity.")
+    notes += [note for run in runs[1:] for note in _reservations(runs[0], run)]
     methods = dict.fromkeys(row["power_method"] for run in runs for row in run.emissions)
     if methods:
         notes.append(
@@ -149,6 +145,24 @@ def _notes(runs: list[Run]) -> str:
         )
         notes += [f"Power: {method}." for method in methods]
     return "\n".join(textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes)
+
+
+def _reservations(first: Run, run: Run) -> Iterator[str]:
+    """What keeps the numbers of a run from being compared with those of the first."""
+    before, now = first.results, run.results
+    if now["settings"].get("test_text_sha256") != before["settings"].get("test_text_sha256"):
+        yield f"{run.name} was tested on other text ({now['test']['bytes']:,} bytes): do not compare it."
+        return
+    if now["test"]["tokens"] != before["test"]["tokens"]:
+        yield f"{run.name} has another tokenizer: compare bits per byte, not loss and perplexity."
+    elif now.get("reference_points", before.get("reference_points")) != before.get("reference_points"):
+        yield f"{run.name} was trained on other text: the unigram and bigram counts are those of {first.name}."
+    for key in ("sequence_length", "packing", "reset_at_documents"):
+        if now["settings"][key] != before["settings"][key]:
+            yield (
+                f"{run.name} was evaluated with data.{key} {shown(now['settings'][key])}, {first.name} with"
+                f" {shown(before['settings'][key])}: their tokens saw other context."
+            )
 
 
 def _samples(runs: list[Run]) -> str:
@@ -176,7 +190,7 @@ def _visible_lines(text: str) -> list[str]:
 def _places(runs: list[Run]) -> str:
     lines = ["Where everything lies:"]
     for run in runs:
-        folder = portable(run.folder)
+        folder = shown_path(run.folder)
         lines += [
             f"  {folder}/",
             "    model/  the trained model, for AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)",

@@ -15,6 +15,7 @@ from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection
 from retlab.models.causal_lm import MODELS, CausalLM
 from retlab.models.configuration import ModelConfig
+from retlab.section import script, shown_path
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
 
 
 def _load_weights(config: ModelConfig, folder: Path) -> CausalLM:
+    where = shown_path(folder)
     try:
         with _quiet():
             loaded: Any = MODELS[config.architecture].from_pretrained(
@@ -85,13 +87,15 @@ def _load_weights(config: ModelConfig, folder: Path) -> CausalLM:
             )
     except Exception as error:
         # transformers and safetensors each have their own errors for a file that is missing or damaged.
-        raise UserError(f"the weights in {folder} cannot be loaded ({_reason(error)}); train the model anew") from None
+        raise UserError(
+            f"the weights in {shown_path(folder)} cannot be loaded ({_reason(error)}); train the model anew"
+        ) from None
     model, found = loaded
     # transformers would go on with random weights in the place of these.
     wrong = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if wrong:
         raise UserError(
-            f"the weights in {folder} do not fit its config.json ({wrong[0]} and others); train the model anew"
+            f"the weights in {where} do not fit its config.json ({wrong[0]} and others); train the model anew"
         )
     assert isinstance(model, CausalLM)
     return model
@@ -117,16 +121,17 @@ def _reason(error: Exception) -> str:
 
 
 def _read_config(folder: Path) -> ModelConfig:
+    where = shown_path(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no trained model (config.json); run train_model first")
+        raise UserError(f"{where} holds no trained model (config.json); run {script('train_model')} first")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, TypeError) as error:
-        raise UserError(f"{folder}/config.json describes no model that can be evaluated: {_reason(error)}") from None
+        raise UserError(f"{where}/config.json describes no model that can be evaluated: {_reason(error)}") from None
     if not isinstance(config, ModelConfig):
-        raise UserError(f"{folder} holds a {config.model_type} model; only RetLab's own models are evaluated")
+        raise UserError(f"{where} holds a {config.model_type} model; only RetLab's own models are evaluated")
     if config.eos_token_id is None:
-        raise UserError(f"{folder}/config.json names no end-of-text token (eos_token_id), so no document can be scored")
+        raise UserError(f"{where}/config.json names no end-of-text token (eos_token_id), so no document can be scored")
     return config
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .base import Mixer, Projection, head_width
 from .dilated_slots import Branch, TokenOrder, branch_slots, head_offsets, token_order
 from .dilated_state import DilatedState, next_state, one_more_token, past_of, take_tokens
-from .rotary import rope_frequencies, rotate_halves, rotation
+from .rotary import RopeFrequencies, Rotation, rotate_halves
 from .segment_attention import EMPTY, attend_in_blocks, widened
 
 
@@ -61,7 +61,7 @@ class DilatedAttention(Mixer):
         self.head_width = head_width(hidden_size, num_heads)
         check_branches(segment_lengths, dilation_ratios, num_heads)
         self.branches = [Branch(*pair) for pair in zip(segment_lengths, dilation_ratios, strict=True)]
-        self.rope_theta = rope_theta
+        self.frequencies = RopeFrequencies(self.head_width, rope_theta)
         # TorchScale's initialisation.
         self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
         self.k_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
@@ -71,13 +71,13 @@ class DilatedAttention(Mixer):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
+        rotation: Rotation | None,
         segment_ids: torch.Tensor | None = None,
         state: DilatedState | None = None,
     ) -> tuple[torch.Tensor, DilatedState]:
-        cos, sin = rotation(positions, rope_frequencies(self.head_width, self.rope_theta, hidden.device))
-        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
-        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
+        assert rotation is not None
+        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
+        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         out, new_state = dilated_attention(q, k, v, self.branches, segment_ids, state)
         return self.out_proj(out.transpose(1, 2).flatten(-2)), new_state

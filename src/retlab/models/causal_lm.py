@@ -108,7 +108,12 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = _positions(inputs_embeds, documents, cache)
         out = self.body(
-            inputs_embeds, position_ids, documents, cache.states if cache is not None else None, output_hidden_states
+            inputs_embeds,
+            position_ids,
+            documents,
+            cache.states if cache is not None else None,
+            output_hidden_states,
+            keep_states=cache is not None,
         )
         if cache is not None:
             _update(cache, out, documents, open_document)
@@ -178,7 +183,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask, segment_ids, inputs_embeds, position_ids, cache, bool(output_hidden_states)
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(out.hidden[:, kept] if not isinstance(kept, slice) or logits_to_keep else out.hidden)
+        logits = self.lm_head(out.hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

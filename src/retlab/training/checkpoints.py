@@ -13,7 +13,7 @@ from retlab.artifacts import sync_folder
 from retlab.errors import UserError
 from retlab.section import shown_path
 
-FORMAT = 1
+FORMAT = 2
 """Layout of a checkpoint; files of another layout are refused."""
 
 _NAME = re.compile(r"step-(\d+)\.pt")

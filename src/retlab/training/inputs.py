@@ -5,10 +5,11 @@ from typing import Any
 
 from retlab.data.settings import DataSection
 from retlab.data.shards import check_shards
-from retlab.data.tokenizer import load_tokenizer
+from retlab.data.tokenizer import load_tokenizer, vocabulary_size
 from retlab.errors import UserError
 from retlab.models import config_from_section
 from retlab.models.settings import ModelSettings
+from retlab.section import script, shown_path
 from retlab.training.request import TrainingRequest
 from retlab.training.settings import TrainSection
 
@@ -27,11 +28,17 @@ def request_for(
     """The training of these sections.
 
     Raises:
-        UserError: shards of another tokenizer, no end-of-text token, or a model that cannot be.
+        UserError: shards of another tokenizer, more tokens than the model has, or a model that cannot be.
     """
     for split in ("train", "validation"):
         check_shards(data.shards_folder(split), tokenizer_folder)
     tokenizer = load_tokenizer(tokenizer_folder)
+    if vocabulary_size(tokenizer) > vocab_size:
+        raise UserError(
+            f"the tokenizer in {shown_path(tokenizer_folder)} has {vocabulary_size(tokenizer):,} tokens, and the model"
+            f" {vocab_size:,}; raise model.vocab_size (null takes the tokenizer's), or run"
+            f" {script('train_tokenizer')} with this configuration"
+        )
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     try:
         config = config_from_section(

@@ -129,10 +129,9 @@ def _train(
         done = checkpoint["step"]
         batches.load_state_dict(checkpoint["position"])
         say(f"continuing after step {done:,}")
-        if checkpoint["threads"] != torch.get_num_threads():
+        if checkpoint["hardware"] != str(hardware):
             say(
-                f"{torch.get_num_threads()} threads now, {checkpoint['threads']} before: the result may differ in"
-                " its last digits"
+                f"so far on {checkpoint['hardware']}, now on {hardware}: the result may differ from that of one of them"
             )
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     say(
@@ -182,7 +181,7 @@ def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule,
         {
             "identity": request.identity,
             "model_config": request.model,
-            "threads": torch.get_num_threads(),
+            "hardware": str(hardware),
             "precision": "bf16" if hardware.bf16 else "float32",
         },
     )
