@@ -5,7 +5,7 @@
 
 Without CONFIG a RetNet and a Transformer are measured at fixed sizes: 242 and 187 million parameters on a GPU, small
 ones on a CPU. With it, the model, window and micro-batch of that configuration, and peers of the same sizes. Leaves
-benchmark.csv, benchmark.md and benchmark.png; they grow with every measurement, so an interruption loses none.
+benchmark.csv and benchmark.md, which grow with every measurement, and benchmark.png.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from retlab.benchmark.measuring import Memory, median_seconds, seconds_of, state
 from retlab.benchmark.ours import RetLab
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, Shape
-from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, TRAINING, Row
+from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
 from retlab.benchmark.text_rates import benchmark_loader
 from retlab.models.counting import flops_per_token
 from retlab.training.hardware import choose_hardware, set_threads
@@ -29,12 +29,17 @@ class Bench:
         train = entry.subject.train
         set_threads(train)
         kind: type[Contestant] = PEERS.get(entry.contestant, RetLab)
-        self.contestant = kind(entry.subject, choose_hardware(train), entry.compiled)
+        self.contestant = kind(entry.subject, choose_hardware(train), entry.mode)
         self.memory = Memory(self.contestant.device)
+        self._generator: Any = None
 
     def measure(self, case: Case) -> list[Row]:
         """The rows of one case."""
         self.memory.release()
+        if case.kind != "generation":
+            # What generation compiled for one shape may serve the next.
+            self._generator = None
+            torch.compiler.reset()
         kinds: dict[Kind, Callable[[Shape], list[Row]]] = {
             "training": self._training, "loader": self._loader, "generation": self._generation,
         }  # fmt: skip
@@ -51,10 +56,11 @@ class Bench:
         with self.memory.watch() as peak:
             times = self.contestant.training_times(shape, warmup + self.plan.timed_steps).part(warmup)
         flops = flops_per_token(self.contestant.config, shape.tokens)
-        return [
-            self._row("training", TRAINING, shape, times.step, tokens, peak_memory_gib=peak.gib, flops_per_token=flops),
-            self._row("training", FORWARD, shape, times.forward, tokens),
-        ]
+        step = {"peak_memory_gib": peak.gib, "flops_per_token": flops}
+        rows = [self._row("training", TRAINING, shape, times.step, tokens, **step)]
+        if self.entry.contestant == RETLAB:
+            rows.append(self._row("training", FORWARD, shape, times.forward, tokens))
+        return rows
 
     def _loader(self, shape: Shape) -> list[Row]:
         assert isinstance(self.contestant, RetLab)
@@ -72,7 +78,9 @@ class Bench:
     def _generation(self, shape: Shape) -> list[Row]:
         contestant = self.contestant
         with self.memory.watch() as peak:
-            model: Any = contestant.generator()
+            if self._generator is None:
+                self._generator = contestant.generator()
+            model = self._generator
             ids = contestant.random_ids(shape).to(contestant.device)
             found = _time_generation(model, ids, self.plan)
         memory = {"peak_memory_gib": peak.gib}

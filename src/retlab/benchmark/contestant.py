@@ -57,14 +57,14 @@ class Contestant(ABC):
     name: ClassVar[str]
     has_generate: ClassVar[bool] = True
 
-    def __init__(self, subject: Subject, hardware: Hardware, compiled: bool) -> None:
-        self.subject, self.hardware, self.compiled = subject, hardware, compiled
+    def __init__(self, subject: Subject, hardware: Hardware, mode: str) -> None:
+        self.subject, self.hardware, self.compiled = subject, hardware, mode == "compiled"
         self.config: ModelConfig = config_from_section(subject.model, subject.vocab_size)
         self.device = torch.device("cuda:0" if hardware.device == "cuda" else "cpu")
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """A new model on the CPU in float32."""
+        """A new model in float32."""
 
     @abstractmethod
     def training_times(self, shape: Shape, steps: int) -> StepTimes:
@@ -72,8 +72,9 @@ class Contestant(ABC):
 
     def generator(self) -> nn.Module:
         """The model ready for `generate()`: on the device, in bf16 where training takes bf16."""
-        dtype = torch.bfloat16 if self.hardware.bf16 else torch.float32
-        return self.build().to(device=self.device, dtype=dtype).eval()
+        with self.device:
+            model = self.build()
+        return model.to(torch.bfloat16 if self.hardware.bf16 else torch.float32).eval()
 
     def random_ids(self, shape: Shape) -> torch.Tensor:
         """Random token ids [batch, tokens] on the CPU."""

@@ -35,7 +35,8 @@ class Entry:
     subject: Subject
     contestant: str
     "RETLAB, or a name in PEERS."
-    compiled: bool
+    mode: str
+    "How training runs: eager, compiled, autocast."
     cases: tuple[Case, ...]
 
     @property
@@ -49,8 +50,8 @@ class Entry:
         """The contestant as the table calls it."""
         if self.contestant == RETLAB:
             return RETLAB
-        title = PEERS[self.contestant].title()
-        return f"{title}, {'compiled' if self.compiled else 'eager'}" if kind == "training" else title
+        title = PEERS[self.contestant].title
+        return f"{title}, {self.mode}" if kind == "training" else title
 
     def failed(self, case: Case, reason: str) -> list[Row]:
         """The first row of a case that gave no numbers."""
@@ -63,16 +64,17 @@ def make_entries(plan: Plan, peers: list[str], compiled: bool) -> Iterator[Entry
     generation = tuple(Case("generation", shape) for shape in plan.generation)
     loader = (Case("loader", plan.training[0]),)
     for subject in plan.subjects:
-        own = training + (loader if subject is plan.subjects[0] else ()) + generation
-        yield Entry(subject, RETLAB, compiled, own)
+        # The loader's memory would count for what comes after it.
+        own = training + generation + (loader if subject is plan.subjects[0] else ())
+        yield Entry(subject, RETLAB, "compiled" if compiled else "eager", own)
         for name in peers:
             peer = PEERS[name]
             if peer.architecture != subject.architecture:
                 continue
-            for mode in peer.modes if compiled else ("eager",):
-                is_last = mode == peer.modes[-1] or not compiled
-                cases = training + (generation if peer.has_generate and is_last else ())
-                yield Entry(subject, name, mode == "compiled", cases)
+            modes = [mode for mode in peer.modes if compiled or mode != "compiled"] or ["eager"]
+            for mode in modes:
+                cases = training + (generation if peer.has_generate and mode == modes[-1] else ())
+                yield Entry(subject, name, mode, cases)
 
 
 def choose_peers(plan: Plan, device: Device, asked: str | None) -> tuple[list[str], list[str]]:

@@ -107,7 +107,6 @@ class Memory:
     def release(self) -> None:
         """Give back what earlier work left behind, so that it does not count for the next."""
         gc.collect()
-        torch.compiler.reset()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         else:

@@ -46,10 +46,11 @@ class RetLab(Contestant):
         half = -(-timed // 2)
 
         def batches() -> Iterator[list[Batch]]:
-            constant = next(iter(loader))
-            yield from itertools.repeat([constant], warmup + half)
-            yield from StepBatches(loader, 0, timed)
-            yield from itertools.repeat([constant], half)
+            loaded = iter(StepBatches(loader, 0, timed + 1))
+            constant = next(loaded)
+            yield from itertools.repeat(constant, warmup + half)
+            yield from loaded
+            yield from itertools.repeat(constant, half)
 
         times = self._fit(shape, cast(StepBatches, batches()), loader.section.reset_at_documents)
         loaded, start = times.part(warmup + half, warmup + half + timed), warmup + half + timed

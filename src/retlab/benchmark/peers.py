@@ -30,8 +30,10 @@ class Peer(Contestant):
     install: ClassVar[str]
     "How to install it beside RetLab."
     needs_gpu: ClassVar[bool] = False
+    title: ClassVar[str]
+    "Library and model as the table calls it."
     modes: ClassVar[tuple[str, ...]]
-    "How it is run where RetLab compiles: eager, compiled or both."
+    "How its training is run where RetLab's is compiled."
 
     @classmethod
     def missing(cls, device: Device) -> str | None:
@@ -43,13 +45,12 @@ class Peer(Contestant):
         return None
 
     @classmethod
-    def title(cls) -> str:
-        """Library, version and model as the table calls it."""
+    def version(cls) -> str:
+        """Name and version of the distribution."""
         try:
-            version = " " + importlib.metadata.version(cls.package)
+            return f"{cls.package} {importlib.metadata.version(cls.package)}"
         except importlib.metadata.PackageNotFoundError:
-            version = ""
-        return f"{cls.package}{version}"
+            return f"{cls.package} of unknown version"
 
     @abstractmethod
     def loss(self, model: nn.Module, ids: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ class Peer(Contestant):
 
     def training_times(self, shape: Shape, steps: int) -> StepTimes:
         torch.manual_seed(0)
-        model = self.build().to(self.device).train()
+        with self.device:
+            model = self.build().train()
         ids = self.random_ids(shape).to(self.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.subject.train.learning_rate, fused=True)
         loss_of = torch.compile(self.loss, dynamic=False) if self.compiled else self.loss
@@ -85,6 +87,7 @@ class TorchScale(Peer):
     architecture, package, module = "retnet", "torchscale", "torchscale"
     # Its own requirements would replace torch.
     install = "pip install --no-deps torchscale==0.3.0"
+    title = "torchscale"
     modes = ("eager", "compiled")
     has_generate = False
 
@@ -124,8 +127,9 @@ class FlashLinearAttention(Peer):
     architecture, package, module = "retnet", "flash-linear-attention", "fla"
     install = "pip install flash-linear-attention==0.6.0"
     needs_gpu = True
+    title = "flash-linear-attention"
     # Its kernels are no part of a graph.
-    modes = ("eager",)
+    modes = ("autocast",)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -158,11 +162,8 @@ class Llama(Peer):
     name = "llama"
     architecture, package, module = "transformer", "transformers", "transformers"
     install = "pip install transformers"
+    title = "transformers Llama"
     modes = ("compiled",)
-
-    @classmethod
-    def title(cls) -> str:
-        return f"{super().title()} Llama"
 
     def build(self) -> nn.Module:
         from transformers import LlamaConfig, LlamaForCausalLM

@@ -46,18 +46,22 @@ class Plan:
     "Rows and tokens of context before the tokens that are generated."
     text_bytes: int
     "Text for the rates of tokeniser and loader."
+    warmup_steps: int
+    "Training steps that are not counted."
+    timed_steps: int
+    "Training steps whose median counts."
+    seconds: float
+    "About how long one generation should take to be timed well."
+    most_new_tokens: int
+    "Longest generation that is timed."
     loader_workers: int = 0
     "As `data.loader_workers`."
     reset_at_documents: bool = True
     "As `data.reset_at_documents`."
-    warmup_steps: int = 4
-    "Training steps that are not counted."
-    timed_steps: int = 8
-    "Training steps whose median counts."
-    seconds: float = 1.0
-    "About how long one generation should take to be timed well."
-    most_new_tokens: int = 256
-    "Longest generation that is timed."
+
+
+_ON_A_GPU: dict[str, Any] = {"warmup_steps": 4, "timed_steps": 12, "seconds": 1.0, "most_new_tokens": 256}
+_ON_A_CPU: dict[str, Any] = {"warmup_steps": 2, "timed_steps": 6, "seconds": 0.15, "most_new_tokens": 64}
 
 
 def default_plan(device: Device, train: TrainSection) -> Plan:
@@ -74,6 +78,7 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
             training=(Shape(8, 2048), Shape(2, 8192)),
             generation=_shapes((1, 16), (256, 2048, 8192, 16384)),
             text_bytes=16_000_000,
+            **_ON_A_GPU,
         )
     sizes = {"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     models = [
@@ -84,10 +89,8 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
         _subjects(models, train),
         training=(Shape(4, 256), Shape(1, 1024)),
         generation=_shapes((1, 4), (64, 256, 1024)),
-        text_bytes=4_000_000,
-        warmup_steps=2,
-        seconds=0.3,
-        most_new_tokens=64,
+        text_bytes=2_000_000,
+        **_ON_A_CPU,
     )
 
 
@@ -107,12 +110,10 @@ def plan_of(config: ExperimentConfig, device: Device) -> Plan:
         (Subject(config.model, _alone(train), vocab_size),),
         training=(Shape(micro, tokens),),
         generation=_shapes((1, 4 if small else 16), tuple(contexts)),
-        text_bytes=4_000_000 if small else 16_000_000,
+        text_bytes=2_000_000 if small else 16_000_000,
         loader_workers=config.data.loader_workers,
         reset_at_documents=config.data.reset_at_documents,
-        warmup_steps=2 if small else 4,
-        seconds=0.3 if small else 1.0,
-        most_new_tokens=64 if small else 256,
+        **(_ON_A_CPU if small else _ON_A_GPU),
     )
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's results as one picture: training speed, time of a generated token, memory, by length."""
+"""The benchmark's results as one picture: training speed, and time and memory of generation by context."""
 
 import io
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from typing import Any
 
 from retlab.benchmark.row import DECODE, RETLAB, TRAINING, Row
 
+# Paul Tol's bright scheme, told apart by people with any colour vision.
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+_DASHES = ("-", "--", ":", "-.")
 
 
 def to_png(rows: Sequence[Row], title: str) -> bytes:
@@ -14,66 +16,70 @@ def to_png(rows: Sequence[Row], title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 9), dpi=110, layout="constrained")
+    figure = Figure(figsize=(15, 10), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
-    _training(figure.add_subplot(grid[:, 0]), [row for row in rows if row.measurement == TRAINING])
+    figure.suptitle(title, fontsize=14)
+    training, generation = figure.subfigures(1, 2, width_ratios=(1.2, 1))
+    _bars(training.subplots(), [row for row in rows if row.measurement == TRAINING])
     decode = [row for row in rows if row.measurement == DECODE and row.tokens_per_second]
-    time, memory = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-    _lines(time, decode, "milliseconds", "ms per new token (all rows)", "Decoding: time of one step")
-    _lines(memory, decode, "peak_memory_gib", "GiB", "Prefill and decoding: peak memory")
-    if decode:
-        time.legend(fontsize=8, loc="best")
+    panels = generation.subplots(3, 1, sharex=True)
+    _curves(panels[0], decode, "milliseconds", "One decoding step of all rows, ms")
+    _curves(panels[1], decode, "peak_memory_gib", "Peak memory of prefill and decoding, GiB")
+    _curves(panels[2], decode, "state_mib", "Cache, MiB")
+    panels[2].set_xlabel("context, tokens")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        generation.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
 
 
-def _training(axes: Any, rows: list[Row]) -> None:
-    """A bar for each implementation and shape, RetLab's darker than the others."""
-    rows = sorted(rows, key=lambda row: (row.model, row.batch, row.tokens))[::-1]
-    colours = dict(zip(_names(rows), _COLOURS * 9, strict=False))
+def _bars(axes: Any, rows: list[Row]) -> None:
+    """A bar for each model, shape and implementation."""
+    rows = sorted(rows, key=lambda row: (row.model, row.tokens or 0), reverse=True)
+    names = list(dict.fromkeys(row.implementation for row in reversed(rows)))
     values = [row.tokens_per_second or 0 for row in rows]
-    axes.barh(range(len(rows)), values, color=[colours[row.implementation] for row in rows])
-    labels = [f"{row.model}\n{row.implementation}, {row.batch} x {row.tokens:,}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.barh(range(len(rows)), values, color=[_COLOURS[names.index(row.implementation) % 7] for row in rows])
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{row.model}, {row.batch} x {row.tokens:,}\n{row.implementation}" for row in rows],
+        fontsize=9,
+    )
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
-        share = f" ({row.model_flops_utilization:.0%} MFU)" if row.model_flops_utilization else ""
-        axes.text(value, place, f" {value:,.0f}{share}" if value else f" {row.remark}", va="center", fontsize=8)
-    axes.set_xlim(0, 1.3 * max(values, default=1) or 1)
+        share = f", {row.model_flops_utilization:.0%} MFU" if row.model_flops_utilization else ""
+        axes.text(value, place, f" {value:,.0f}{share}" if value else f" {row.remark[:50]}", va="center", fontsize=9)
+    axes.set_xlim(0, 1.35 * max(values, default=0) or 1)
     axes.set_title("Training, tokens per second")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="x", alpha=0.3)
 
 
-def _lines(axes: Any, rows: list[Row], key: str, unit: str, title: str) -> None:
-    """One line for each implementation, model and batch over the context."""
+def _curves(axes: Any, rows: list[Row], key: str, title: str) -> None:
+    """A curve over the context for each implementation, model and batch."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.implementation, row.model, row.batch or 0), []).append(row)
-    curves = list(dict.fromkeys((name, model) for name, model, _ in groups))
+        if getattr(row, key):
+            groups.setdefault((row.implementation, row.model, row.batch or 0), []).append(row)
+    contestants = list(dict.fromkeys((name, model) for name, model, _ in groups))
     batches = sorted({batch for *_, batch in groups})
     for (name, model, batch), group in groups.items():
         group.sort(key=lambda row: row.tokens or 0)
         axes.plot(
             [row.tokens for row in group],
             [getattr(row, key) for row in group],
-            color=_COLOURS[curves.index((name, model)) % len(_COLOURS)],
-            linestyle=("-", "--", ":", "-.")[batches.index(batch) % 4],
+            color=_COLOURS[contestants.index((name, model)) % len(_COLOURS)],
+            linestyle=_DASHES[batches.index(batch) % len(_DASHES)],
             marker="o" if name == RETLAB else "s",
             label=f"{name}, {model}, batch {batch}",
         )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    contexts = sorted({row.tokens for row in rows if row.tokens})
-    axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("context, tokens")
-    axes.set_ylabel(unit)
-    axes.set_title(title)
+    axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
-
-
-def _names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row.implementation for row in reversed(rows)))
+    if groups:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        contexts = sorted({row.tokens for row in rows if row.tokens})
+        axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:.2g}")
+        axes.tick_params(axis="y", which="both", labelsize=8)

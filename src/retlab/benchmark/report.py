@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from retlab.benchmark.processes import Machine
@@ -17,16 +17,16 @@ FORMULA = (
     "RetLab's model of its sizes."
 )
 EXPLANATIONS = (
-    "training: whole step on constant random tokens, forward, cross entropy, backward, AdamW; median. RetLab's step "
-    "is that of train_model, with Lightning and gradient clipping.",
-    f"{FORWARD}: the same step up to the loss.",
-    "training, documents apart: with the loader's batches of real text, whose documents do not see each other, and "
-    "with one constant batch in their place; mean of the steps of one training.",
-    "prefill and decode: greedy generate() after a random prompt of so many tokens; prefill is up to the first new "
-    "token, decode the median of each further one. Peak memory is that of both, the state that of the cache at the end. "
-    "Memory on a CPU is what the process takes beyond Python and its libraries.",
-    "weights read: time of one generated token over that of reading all weights once at the measured copy bandwidth.",
-    "RetLab x: RetLab's tokens/s over those of this row. ms: of a step, a prefill, a new token of all rows, a batch.",
+    f"{TRAINING}: a whole step on constant random tokens, forward, cross entropy, backward, AdamW; median. RetLab's "
+    f"step is that of train_model, with Lightning and gradient clipping. {FORWARD} is that step up to the loss.",
+    f"{LOADER[0]}: steps on batches of the loader, real text whose documents do not see each other; {LOADER[1]}: on "
+    "one such batch again and again; means over the steps of one training.",
+    f"{PREFILL} and {DECODE}: greedy generate() after a random prompt of so many tokens; prefill lasts to the first "
+    "new token, decode is each further one. ms: of a step, a prefill, one new token of all rows, a batch.",
+    "peak GiB: a GPU's allocated memory, weights included; on a CPU what the process takes beyond Python and its "
+    "libraries. state MiB: the cache after the last token.",
+    "weights x: time of one new token over that of reading all weights once at the measured bandwidth. RetLab x: "
+    "RetLab's tokens/s over those of this row.",
 )
 
 
@@ -51,7 +51,7 @@ COLUMNS = (
     Column("tokens_per_second", "tokens/s", _number),
     Column("milliseconds", "ms", _number),
     Column("model_flops_utilization", "MFU", "{:.1%}".format),
-    Column("weight_readings", "weights read", "{:.1f}".format),
+    Column("weight_readings", "weights x", "{:.1f}".format),
     Column("retlab_ratio", "RetLab x", "{:.2f}".format),
     Column("peak_memory_gib", "peak GiB", "{:.2f}".format),
     Column("state_mib", "state MiB", "{:.2f}".format),
@@ -129,66 +129,53 @@ def _cell(column: Column, value: Any) -> str:
 
 
 def ratio_lines(rows: Sequence[Row]) -> list[str]:
-    """The ratios that no single line of the table shows."""
+    """The ratios of tokens per second that no single line of the table shows."""
     measured = [row for row in rows if row.tokens_per_second]
     own = [row for row in measured if row.implementation == RETLAB]
-    return [*_lengths(own), *_loader(own), *_prefill(own), *_retnet_against_others(measured)]
+    lines: dict[str, list[str]] = {}
+    for what, place, row, other in [*_lengths(own), *_within_training(own), *_against_other_models(measured)]:
+        assert row.tokens_per_second
+        assert other.tokens_per_second
+        lines.setdefault(what, []).append(f"{place} {row.tokens_per_second / other.tokens_per_second:.3f}")
+    return [f"{what}: {'; '.join(ratios)}" for what, ratios in lines.items()]
 
 
-def _lengths(own: list[Row]) -> list[str]:
+Ratio = tuple[str, str, Row, Row]
+"""What is compared, where, and the two rows."""
+
+
+def _lengths(own: list[Row]) -> Iterator[Ratio]:
     """The longest against the shortest window in training, and context in decoding."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in own:
-        if row.measurement == TRAINING:
-            groups.setdefault((TRAINING, row.model), []).append(row)
-        elif row.measurement == DECODE:
-            groups.setdefault((f"{DECODE} at batch {row.batch}", row.model), []).append(row)
-    lines = []
-    for (what, model), group in groups.items():
+        if row.measurement in (TRAINING, DECODE):
+            groups.setdefault((row.model, row.measurement, row.measurement == DECODE and row.batch), []).append(row)
+    for group in groups.values():
         first, last = (choose(group, key=lambda row: row.tokens or 0) for choose in (min, max))
         if first is not last:
-            ratio = _over(last, first)
-            lines.append(f"{model}, {what}: tokens/s at {last.tokens:,} tokens over those at {first.tokens:,}: {ratio}")
-    return lines
+            place = f"batch {last.batch}" if last.batch == first.batch else f"{_shape(last)} over {_shape(first)}"
+            yield f"{last.model}, {last.measurement}, {last.tokens:,} over {first.tokens:,} tokens", place, last, first
 
 
-def _loader(own: list[Row]) -> list[str]:
-    found = {row.measurement: row for row in own}
-    if not set(LOADER) <= found.keys():
-        return []
-    loader, constant = (found[name] for name in LOADER)
-    return [f"{loader.model}, training: tokens/s with the loader over those with a constant batch: "
-            f"{_over(loader, constant, 3)}"]  # fmt: skip
+def _within_training(own: list[Row]) -> Iterator[Ratio]:
+    """The loader against constant batches, and prefill against the forward part of the same length."""
+    for row in own:
+        for other in own:
+            pair = (row.measurement, other.measurement)
+            if (row.model, row.tokens) == (other.model, other.tokens) and pair in (LOADER, (PREFILL, FORWARD)):
+                yield f"{row.model}, {pair[0]} over {pair[1]}", f"{_shape(row)} over {_shape(other)}", row, other
 
 
-def _prefill(own: list[Row]) -> list[str]:
-    """Prefill against the forward part of training at the same length."""
-    lines = []
-    for forward in own:
-        for row in own:
-            is_same = (row.model, row.tokens) == (forward.model, forward.tokens)
-            if forward.measurement == FORWARD and row.measurement == PREFILL and is_same:
-                what = f"prefill at batch {row.batch} over training's forward part at batch {forward.batch}"
-                lines.append(f"{row.model}, {row.tokens:,} tokens: tokens/s of {what}: {_over(row, forward)}")
-    return lines
-
-
-def _retnet_against_others(measured: list[Row]) -> list[str]:
-    """RetLab's decoding of its first model against the peers of other models."""
+def _against_other_models(measured: list[Row]) -> Iterator[Ratio]:
+    """Decoding of RetLab's first model against that of peers of other models."""
     decode = [row for row in measured if row.measurement == DECODE]
     own = [row for row in decode if row.implementation == RETLAB]
-    first = [row for row in own if row.model == own[0].model]
-    return [
-        f"{row.model} against {other.implementation}, decode at batch {row.batch}, context {row.tokens:,}: "
-        f"{_over(row, other, 1)}"
-        for other in decode
-        for row in first
-        if other.implementation != RETLAB and other.model != row.model
-        and (row.batch, row.tokens) == (other.batch, other.tokens)
-    ]  # fmt: skip
+    for row in own:
+        for other in decode:
+            is_peer = other.implementation != RETLAB and other.model != row.model == own[0].model
+            if is_peer and (row.batch, row.tokens) == (other.batch, other.tokens):
+                yield f"{row.model}, {DECODE}, over {other.implementation}", _shape(row), row, other
 
 
-def _over(row: Row, other: Row, digits: int = 2) -> str:
-    assert row.tokens_per_second
-    assert other.tokens_per_second
-    return f"{row.tokens_per_second / other.tokens_per_second:.{digits}f}"
+def _shape(row: Row) -> str:
+    return f"{row.batch} x {row.tokens:,}"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 RETLAB = "RetLab"
 TRAINING = "training"
-FORWARD = "training, forward part"
-LOADER = ("training, documents apart, loader", "training, documents apart, constant batch")
+FORWARD = "training: forward"
+LOADER = ("training: loader", "training: constant")
 PREFILL = "prefill"
 DECODE = "decode"
 TOKENISER = "tokeniser"

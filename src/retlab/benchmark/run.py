@@ -119,9 +119,10 @@ def _measure(plan: Plan, peers: list[str], hardware: Hardware, results: Results)
 def _header(hardware: Hardware, peers: list[str], command: str) -> list[str]:
     versions = provenance.versions()
     libraries = [f"{name} {versions[name]}" for name in ("python", "torch", "transformers") if name in versions]
+    libraries += [PEERS[name].version() for name in peers]
     return [
         f"{hardware}",
-        ", ".join([*libraries, *(PEERS[name].title() for name in peers)]),
+        ", ".join(dict.fromkeys(libraries)),
         f"RetLab {provenance.commit() or 'of unknown commit'}, {platform.platform()}",
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {command}",
     ]
