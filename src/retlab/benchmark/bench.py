@@ -10,7 +10,6 @@ import torch
 from retlab.benchmark.contestant import Contestant
 from retlab.benchmark.entries import Case, Entry, Kind
 from retlab.benchmark.measuring import Memory, median_seconds, seconds_of, state_bytes
-from retlab.benchmark.ours import RetLab
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, Shape
 from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
@@ -28,8 +27,7 @@ class Bench:
         self.plan, self.entry, self.text_folder = plan, entry, text_folder
         train = entry.subject.train
         set_threads(train)
-        kind: type[Contestant] = PEERS.get(entry.contestant, RetLab)
-        self.contestant = kind(entry.subject, choose_hardware(train), entry.mode)
+        self.contestant = _class_of(entry)(entry.subject, choose_hardware(train), entry.mode)
         self.memory = Memory(self.contestant.device)
         self._generator: Any = None
 
@@ -63,6 +61,8 @@ class Bench:
         return rows
 
     def _loader(self, shape: Shape) -> list[Row]:
+        from retlab.benchmark.ours import RetLab
+
         assert isinstance(self.contestant, RetLab)
         loader = benchmark_loader(self.plan, shape, self.text_folder)
         with self.memory.watch() as peak:
@@ -95,6 +95,15 @@ class Bench:
         return [*rows, self._row("generation", DECODE, shape, found.token, shape.batch, **values)]
 
 
+def _class_of(entry: Entry) -> type[Contestant]:
+    if entry.contestant in PEERS:
+        return PEERS[entry.contestant]
+    # Late, because Lightning takes seconds that peers need not wait for.
+    from retlab.benchmark.ours import RetLab
+
+    return RetLab
+
+
 class _Generation(NamedTuple):
     """Seconds up to the first new token, seconds of each further one, bytes of the cache at the end."""
 
@@ -110,18 +119,15 @@ def _time_generation(model: Any, ids: torch.Tensor, plan: Plan) -> _Generation:
         return model.generate(ids, max_new_tokens=new_tokens, do_sample=False, **options)
 
     device, more = ids.device, FIRST_NEW_TOKENS
-    generate(1)
+    state = state_bytes(getattr(generate(1 + more, return_dict_in_generate=True), "past_key_values", None))
     prefill = median_seconds(partial(generate, 1), device, plan.seconds)
     while True:
         # The first call of a length may compile; the second decides whether it takes long enough to be timed.
         call = partial(generate, 1 + more)
-        call()
+        generated = call().shape[1] - ids.shape[1] - 1
         seconds = seconds_of(call, device) - prefill
         if seconds >= plan.seconds or more >= plan.most_new_tokens:
             break
         more = min(4 * more, plan.most_new_tokens)
-    result = call(return_dict_in_generate=True)
-    generated = result.sequences.shape[1] - ids.shape[1] - 1
     seconds = median_seconds(call, device, 2 * plan.seconds) - prefill
-    token = seconds / generated if seconds > 0 and generated > 0 else None
-    return _Generation(prefill, token, state_bytes(getattr(result, "past_key_values", None)))
+    return _Generation(prefill, seconds / generated if seconds > 0 and generated > 0 else None, state)

@@ -61,7 +61,7 @@ class Plan:
 
 
 _ON_A_GPU: dict[str, Any] = {"warmup_steps": 4, "timed_steps": 12, "seconds": 1.0, "most_new_tokens": 256}
-_ON_A_CPU: dict[str, Any] = {"warmup_steps": 2, "timed_steps": 6, "seconds": 0.15, "most_new_tokens": 64}
+_ON_A_CPU: dict[str, Any] = {"warmup_steps": 2, "timed_steps": 6, "seconds": 0.1, "most_new_tokens": 32}
 
 
 def default_plan(device: Device, train: TrainSection) -> Plan:

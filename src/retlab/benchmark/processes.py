@@ -16,7 +16,7 @@ import torch
 from retlab.benchmark.entries import Entry
 from retlab.benchmark.measuring import copy_bandwidth, product_rate
 from retlab.benchmark.plan import Device, Plan
-from retlab.benchmark.row import RETLAB, TOKENISER, Row
+from retlab.benchmark.row import LOADER_ALONE, RETLAB, TOKENISER, Row
 from retlab.errors import UserError
 
 PATIENCE_SECONDS = 600.0
@@ -97,29 +97,26 @@ def _ending(code: int) -> str:
     return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def machine_of(device: Device, bf16: bool) -> Machine | Failed:
-    """Measure what the machine can do."""
-    answer: Machine | Failed = next(answers(_measure_machine, device, bf16))
-    return answer
+def machine_answers(
+    plan: Plan, device: Device, bf16: bool, text_folder: Path
+) -> Iterator[Machine | Failed | list[Row]]:
+    """What the machine can do, then the rows of tokeniser and loader; the folder then holds token shards."""
+    for answer in answers(_measure_machine, plan, device, bf16, text_folder):
+        yield answer
 
 
-def _measure_machine(send: Send, device: Device, bf16: bool) -> None:
+def _measure_machine(send: Send, plan: Plan, device: Device, bf16: bool, text_folder: Path) -> None:
+    from retlab.benchmark.text_rates import loader_row, tokeniser_row
+
     where, is_gpu = torch.device(device), device == "cuda"
     rate = product_rate(where, torch.bfloat16 if bf16 else torch.float32, 8192 if is_gpu else 2048)
     send(Machine(rate, copy_bandwidth(where, 2**30 if is_gpu else 2**28)))
-
-
-def text_rows(plan: Plan, folder: Path) -> Iterator[list[Row]]:
-    """The rows of tokeniser and loader; the folder then holds token shards."""
-    for answer in answers(_measure_text, plan, folder):
-        yield [Row(TOKENISER, "", RETLAB, remark=answer.reason)] if isinstance(answer, Failed) else answer
-
-
-def _measure_text(send: Send, plan: Plan, folder: Path) -> None:
-    from retlab.benchmark.text_rates import loader_row, tokeniser_row
-
-    send([tokeniser_row(plan, folder)])
-    send([loader_row(plan, folder)])
+    for measurement, work in ((TOKENISER, tokeniser_row), (LOADER_ALONE, loader_row)):
+        try:
+            send([work(plan, text_folder)])
+        # As in `_run`.
+        except Exception as error:
+            send([Row(measurement, "", RETLAB, remark=reason_of(error))])
 
 
 def entry_rows(plan: Plan, entry: Entry, text_folder: Path) -> Iterator[list[Row]]:

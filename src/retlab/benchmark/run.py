@@ -13,7 +13,7 @@ from retlab.benchmark.entries import choose_peers, make_entries
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, default_plan, plan_of
 from retlab.benchmark.plot import to_png
-from retlab.benchmark.processes import Failed, Machine, entry_rows, machine_of, text_rows
+from retlab.benchmark.processes import Failed, Machine, entry_rows, machine_answers
 from retlab.benchmark.report import complete, table, to_csv, to_markdown
 from retlab.benchmark.row import Row
 from retlab.config import ExperimentConfig
@@ -84,15 +84,6 @@ def run_benchmark(
     results = Results(folder, _header(hardware, names, command), missing)
     for line in missing:
         say(f"not measured: {line}")
-    machine = machine_of(hardware.device, hardware.bf16)
-    if isinstance(machine, Failed):
-        results.header.append(f"rates of the machine not measured, so no MFU: {machine.reason}")
-    else:
-        results.machine = machine
-        results.header.append(
-            f"measured first: {machine.product_flops / 1e12:,.3g} TFLOP/s in a matrix product"
-            f" ({'bf16' if hardware.bf16 else 'float32'}), {machine.copied_bytes / 1e9:,.3g} GB/s read and written"
-        )
     _measure(plan, names, hardware, results)
     results.draw()
     print(table(complete(results.rows, results.machine)))
@@ -109,11 +100,25 @@ def _plan(config: ExperimentConfig | None, train: TrainSection, hardware: Hardwa
 def _measure(plan: Plan, peers: list[str], hardware: Hardware, results: Results) -> None:
     with tempfile.TemporaryDirectory(prefix="retlab-benchmark-") as temporary:
         texts = Path(temporary)
-        for rows in text_rows(plan, texts):
-            results.add(rows)
+        for answer in machine_answers(plan, hardware.device, hardware.bf16, texts):
+            if isinstance(answer, Failed):
+                results.header.append(f"the machine could not be measured: {answer.reason}")
+            elif isinstance(answer, Machine):
+                results.machine = answer
+                results.header.append(_rates(answer, hardware))
+            else:
+                results.add(answer)
         for entry in make_entries(plan, peers, hardware.compiled):
             for rows in entry_rows(plan, entry, texts):
                 results.add(rows)
+
+
+def _rates(machine: Machine, hardware: Hardware) -> str:
+    precision = "bf16" if hardware.bf16 else "float32"
+    return (
+        f"measured first: {machine.product_flops / 1e12:,.3g} TFLOP/s in a matrix product ({precision}),"
+        f" {machine.copied_bytes / 1e9:,.0f} GB/s read and written by a copy"
+    )
 
 
 def _header(hardware: Hardware, peers: list[str], command: str) -> list[str]:
