@@ -1,5 +1,6 @@
 """The measurements of one contestant, each to rows of the table."""
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from retlab.benchmark.contestant import Contestant
 from retlab.benchmark.entries import Case, Entry, Kind
-from retlab.benchmark.measuring import Memory, median_seconds, seconds_of, state_bytes
+from retlab.benchmark.measuring import Memory, median_seconds, state_bytes
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, Shape
 from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
@@ -17,7 +18,7 @@ from retlab.benchmark.text_rates import benchmark_loader
 from retlab.models.counting import flops_per_token
 from retlab.training.hardware import choose_hardware, set_threads
 
-FIRST_NEW_TOKENS = 16
+FIRST_NEW_TOKENS = 8
 
 
 class Bench:
@@ -28,6 +29,8 @@ class Bench:
         train = entry.subject.train
         set_threads(train)
         self.contestant = _class_of(entry)(entry.subject, choose_hardware(train), entry.mode)
+        # The first optimizer loads it, and that is no memory of the training.
+        importlib.import_module("torch._dynamo")
         self.memory = Memory(self.contestant.device)
         self._generator: Any = None
 
@@ -120,14 +123,14 @@ def _time_generation(model: Any, ids: torch.Tensor, plan: Plan) -> _Generation:
 
     device, more = ids.device, FIRST_NEW_TOKENS
     state = state_bytes(getattr(generate(1 + more, return_dict_in_generate=True), "past_key_values", None))
+    generate(1)
     prefill = median_seconds(partial(generate, 1), device, plan.seconds)
     while True:
-        # The first call of a length may compile; the second decides whether it takes long enough to be timed.
         call = partial(generate, 1 + more)
+        # The first call of a length may compile, and is not timed.
         generated = call().shape[1] - ids.shape[1] - 1
-        seconds = seconds_of(call, device) - prefill
+        seconds = median_seconds(call, device, plan.seconds) - prefill
         if seconds >= plan.seconds or more >= plan.most_new_tokens:
             break
         more = min(4 * more, plan.most_new_tokens)
-    seconds = median_seconds(call, device, 2 * plan.seconds) - prefill
     return _Generation(prefill, seconds / generated if seconds > 0 and generated > 0 else None, state)

@@ -165,13 +165,13 @@ class Llama(Peer):
     title = "transformers Llama"
     modes = ("compiled",)
 
-    def build(self) -> nn.Module:
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._llama = importlib.import_module("transformers.models.llama")
 
+    def build(self) -> nn.Module:
         sizes = self.sizes()
-        # transformers takes it, but does not declare it.
-        attention: dict[str, Any] = {"attn_implementation": "sdpa"}
-        config = LlamaConfig(
+        config = self._llama.LlamaConfig(
             vocab_size=sizes["vocab_size"],
             hidden_size=sizes["hidden_size"],
             intermediate_size=sizes["intermediate_size"],
@@ -181,9 +181,9 @@ class Llama(Peer):
             tie_word_embeddings=sizes["tie_word_embeddings"],
             bos_token_id=None,
             eos_token_id=None,
-            **attention,
+            attn_implementation="sdpa",
         )
-        return _endless(LlamaForCausalLM(config))
+        return _endless(self._llama.LlamaForCausalLM(config))
 
     def loss(self, model: nn.Module, ids: Tensor) -> Tensor:
         loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss

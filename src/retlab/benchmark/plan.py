@@ -60,7 +60,7 @@ class Plan:
     "As `data.reset_at_documents`."
 
 
-_ON_A_GPU: dict[str, Any] = {"warmup_steps": 4, "timed_steps": 12, "seconds": 1.0, "most_new_tokens": 256}
+_ON_A_GPU: dict[str, Any] = {"warmup_steps": 4, "timed_steps": 12, "seconds": 0.5, "most_new_tokens": 256}
 _ON_A_CPU: dict[str, Any] = {"warmup_steps": 2, "timed_steps": 6, "seconds": 0.1, "most_new_tokens": 32}
 
 
@@ -77,7 +77,7 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
             _subjects(models, train),
             training=(Shape(8, 2048), Shape(2, 8192)),
             generation=_shapes((1, 16), (256, 2048, 8192, 16384)),
-            text_bytes=16_000_000,
+            text_bytes=8_000_000,
             **_ON_A_GPU,
         )
     sizes = {"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -110,7 +110,7 @@ def plan_of(config: ExperimentConfig, device: Device) -> Plan:
         (Subject(config.model, _alone(train), vocab_size),),
         training=(Shape(micro, tokens),),
         generation=_shapes((1, 4 if small else 16), tuple(contexts)),
-        text_bytes=2_000_000 if small else 16_000_000,
+        text_bytes=2_000_000 if small else 8_000_000,
         loader_workers=config.data.loader_workers,
         reset_at_documents=config.data.reset_at_documents,
         **(_ON_A_CPU if small else _ON_A_GPU),

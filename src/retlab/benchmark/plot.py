@@ -19,7 +19,8 @@ def to_png(rows: Sequence[Row], title: str) -> bytes:
     figure = Figure(figsize=(15, 10), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=14)
-    training, generation = figure.subfigures(1, 2, width_ratios=[1.2, 1])
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1])
+    training, generation = parts
     colours = dict(zip(dict.fromkeys(map(_contestant, rows)), _COLOURS * len(rows), strict=False))
     _bars(training.add_subplot(), [row for row in rows if row.measurement == TRAINING], colours)
     decode = [row for row in rows if row.measurement == DECODE and row.tokens_per_second]

@@ -101,8 +101,7 @@ def machine_answers(
     plan: Plan, device: Device, bf16: bool, text_folder: Path
 ) -> Iterator[Machine | Failed | list[Row]]:
     """What the machine can do, then the rows of tokeniser and loader; the folder then holds token shards."""
-    for answer in answers(_measure_machine, plan, device, bf16, text_folder):
-        yield answer
+    yield from answers(_measure_machine, plan, device, bf16, text_folder)
 
 
 def _measure_machine(send: Send, plan: Plan, device: Device, bf16: bool, text_folder: Path) -> None:

@@ -101,7 +101,7 @@ def to_markdown(rows: Sequence[Row], header: Sequence[str], missing: Sequence[st
     if ratios:
         parts.append("Ratios of this run:\n" + "\n".join(f"- {line}" for line in ratios))
     counts = {(row.model, row.tokens, row.flops_per_token) for row in rows if row.flops_per_token}
-    flops = [f"{model} at T = {tokens:,}: {count:.4g}" for model, tokens, count in sorted(counts)]
+    flops = [f"{model} at T = {tokens:,}: {count / 1e6:,.1f} million" for model, tokens, count in sorted(counts)]
     explained = [*EXPLANATIONS, FORMULA + (" Here: " + "; ".join(flops) + "." if flops else "")]
     parts.append("\n".join(f"- {line}" for line in explained))
     return "\n\n".join(parts) + "\n"
@@ -136,8 +136,8 @@ def ratio_lines(rows: Sequence[Row]) -> list[str]:
     for what, place, row, other in [*_lengths(own), *_within_training(own), *_against_other_models(measured)]:
         assert row.tokens_per_second
         assert other.tokens_per_second
-        lines.setdefault(what, []).append(f"{place} {row.tokens_per_second / other.tokens_per_second:.3f}")
-    return [f"{what}: {'; '.join(ratios)}" for what, ratios in lines.items()]
+        lines.setdefault(what, []).append(f"{row.tokens_per_second / other.tokens_per_second:.3f} ({place})")
+    return [f"{what}: {', '.join(ratios)}" for what, ratios in lines.items()]
 
 
 Ratio = tuple[str, str, Row, Row]
@@ -153,7 +153,7 @@ def _lengths(own: list[Row]) -> Iterator[Ratio]:
     for group in groups.values():
         first, last = (choose(group, key=lambda row: row.tokens or 0) for choose in (min, max))
         if first is not last:
-            place = f"batch {last.batch}" if last.batch == first.batch else f"{_shape(last)} over {_shape(first)}"
+            place = f"batch {last.batch}" if last.batch == first.batch else _pair(last, first)
             yield f"{last.model}, {last.measurement}, {last.tokens:,} over {first.tokens:,} tokens", place, last, first
 
 
@@ -163,7 +163,7 @@ def _within_training(own: list[Row]) -> Iterator[Ratio]:
         for other in own:
             pair = (row.measurement, other.measurement)
             if (row.model, row.tokens) == (other.model, other.tokens) and pair in (LOADER, (PREFILL, FORWARD)):
-                yield f"{row.model}, {pair[0]} over {pair[1]}", f"{_shape(row)} over {_shape(other)}", row, other
+                yield f"{row.model}, {pair[0]} over {pair[1]}", _pair(row, other), row, other
 
 
 def _against_other_models(measured: list[Row]) -> Iterator[Ratio]:
@@ -175,6 +175,10 @@ def _against_other_models(measured: list[Row]) -> Iterator[Ratio]:
             is_peer = other.implementation != RETLAB and other.model != row.model == own[0].model
             if is_peer and (row.batch, row.tokens) == (other.batch, other.tokens):
                 yield f"{row.model}, {DECODE}, over {other.implementation}", _shape(row), row, other
+
+
+def _pair(row: Row, other: Row) -> str:
+    return _shape(row) if _shape(row) == _shape(other) else f"{_shape(row)} over {_shape(other)}"
 
 
 def _shape(row: Row) -> str:

@@ -67,7 +67,7 @@ def loader_row(plan: Plan, folder: Path) -> Row:
     batches = iter(benchmark_loader(plan, shape, folder))
     next(batches)
     count, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < 2 * plan.seconds:
+    while (seconds := time.perf_counter() - start) < 4 * plan.seconds:
         count += sum(1 for _ in itertools.islice(batches, 10))
     return Row(
         LOADER_ALONE, "", RETLAB, *shape, tokens_per_second=count * shape.batch * shape.tokens / seconds,
