@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -11,8 +11,11 @@ from torch import nn
 from retlab.benchmark.measuring import Marks
 from retlab.benchmark.plan import Shape, Subject
 from retlab.models import config_from_section
-from retlab.models.configuration import ModelConfig
 from retlab.training.hardware import Hardware
+
+if TYPE_CHECKING:
+    # Imports transformers, which takes seconds and only some of the processes need.
+    from retlab.models.configuration import ModelConfig
 
 
 class StepTimes(NamedTuple):

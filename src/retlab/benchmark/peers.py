@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
 
 from retlab.benchmark.contestant import Contestant, StepTimes
 from retlab.benchmark.measuring import Marks
@@ -196,6 +195,8 @@ PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (TorchScale, FlashLi
 
 def _endless(model: nn.Module) -> nn.Module:
     """The model without an end-of-text token, so that `generate()` runs to the length asked for."""
+    from transformers import GenerationConfig
+
     model.generation_config = GenerationConfig()  # type: ignore[assignment]
     return model
 
