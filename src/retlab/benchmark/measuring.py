@@ -78,6 +78,8 @@ class Memory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._process = psutil.Process()
+        if device.type == "cuda":
+            torch.cuda.init()
         self._baseline = self._process.memory_info().rss
 
     @contextlib.contextmanager

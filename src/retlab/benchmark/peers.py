@@ -166,11 +166,14 @@ class Llama(Peer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._llama = importlib.import_module("transformers.models.llama")
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        self._config: Any = LlamaConfig
+        self._model: Any = LlamaForCausalLM
 
     def build(self) -> nn.Module:
         sizes = self.sizes()
-        config = self._llama.LlamaConfig(
+        config = self._config(
             vocab_size=sizes["vocab_size"],
             hidden_size=sizes["hidden_size"],
             intermediate_size=sizes["intermediate_size"],
@@ -182,7 +185,7 @@ class Llama(Peer):
             eos_token_id=None,
             attn_implementation="sdpa",
         )
-        return _endless(self._llama.LlamaForCausalLM(config))
+        return _endless(self._model(config))
 
     def loss(self, model: nn.Module, ids: Tensor) -> Tensor:
         loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss

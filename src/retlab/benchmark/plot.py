@@ -21,7 +21,9 @@ def to_png(rows: Sequence[Row], title: str) -> bytes:
     figure.suptitle(title, fontsize=14)
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1])
     training, generation = parts
-    colours = dict(zip(dict.fromkeys(map(_contestant, rows)), _COLOURS * len(rows), strict=False))
+    colours = dict(
+        zip(dict.fromkeys(map(_contestant, filter(lambda row: row.model, rows))), _COLOURS * len(rows), strict=False)
+    )
     _bars(training.add_subplot(), [row for row in rows if row.measurement == TRAINING], colours)
     decode = [row for row in rows if row.measurement == DECODE and row.tokens_per_second]
     panels = [generation.add_subplot(3, 1, place) for place in (1, 2, 3)]

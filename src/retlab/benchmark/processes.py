@@ -21,6 +21,8 @@ from retlab.errors import UserError
 
 PATIENCE_SECONDS = 600.0
 """How long one measurement may take."""
+ENDING_SECONDS = 30.0
+"""How long a process may take to end after its last answer."""
 LONGEST_REASON = 120
 
 
@@ -60,7 +62,7 @@ def answers(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
             except EOFError:
                 break
             yield answer
-        process.join()
+        process.join(ENDING_SECONDS)
         if process.exitcode:
             yield Failed(_ending(process.exitcode))
     finally:
@@ -79,6 +81,7 @@ def _run(sender: Connection, work: Callable[..., None], arguments: tuple[Any, ..
     # Whatever a library raises: it is a line of the table, and the other lines go on.
     except Exception as error:
         sender.send(Failed(reason_of(error)))
+    sender.close()
 
 
 def reason_of(error: Exception) -> str:
