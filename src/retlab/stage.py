@@ -15,13 +15,16 @@ from typing import Any
 from retlab import artifacts, provenance
 from retlab.command import SIGNALS, StageCommand
 from retlab.config import ExperimentConfig, dump_config
+from retlab.differences import differences
 from retlab.emissions import track_emissions
 from retlab.errors import Interrupted, UserError
 from retlab.machine_checks import check_machine
 from retlab.progress import duration
 from retlab.section import absolute, portable, script, shown_path
 from retlab.upstream import outdated
-from retlab.yaml_file import shown
+
+# Notes of this process: a script that runs a stage for every split says each once.
+_SAID: set[str] = set()
 
 
 def is_main_process() -> bool:
@@ -90,12 +93,7 @@ class Stage:
         if manifest is None:
             return None
         now = self._describe()
-        found = [
-            f"{key}: {_change(group, manifest[group].get(key), now[group].get(key))}"
-            for group in ("settings", "sources")
-            for key in sorted(manifest[group].keys() | now[group].keys())
-            if manifest[group].get(key) != now[group].get(key)
-        ]
+        found = [line for group in ("settings", "sources") for line in differences(manifest[group], now[group])]
         before = manifest["inputs"]
         changed = [absolute(name) for name, value in now["inputs"].items() if before.get(name) != value]
         found += [f"input {shown_path(folder)} has changed" for folder in changed]
@@ -127,7 +125,9 @@ class Stage:
                 stack.enter_context(artifacts.lock(folder, False, partial(self._waiting, folder)))
             self._check_inputs()
             for line in outdated(self.config, self.name, self.inputs):
-                self.say(line)
+                if line not in _SAID:
+                    _SAID.add(line)
+                    self.say(line)
             if self._is_current():
                 return False
             check_machine(self.config, [self.name])
@@ -281,13 +281,6 @@ class Stage:
 
         for number in SIGNALS:
             signal.signal(number, handle)
-
-
-def _change(group: str, before: Any, now: Any) -> str:
-    # What is known of source files is a hash, or sizes and times in nanoseconds: of use to nobody.
-    if group == "sources" and not isinstance(now, int):
-        return "changed"
-    return f"{shown(before)} -> {shown(now)}"
 
 
 def _hint(folder: Path, manifest: dict[str, Any] | None) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from retlab.data.settings import DataSection
+from retlab.differences import differences
 from retlab.section import Section, absolute
-from retlab.training.differences import differences
 from retlab.training.settings import TrainSection
 
 # Keys of the `train` section that change speed, files or the machine, and not which model is trained.

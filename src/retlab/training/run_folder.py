@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import sync_folder
+from retlab.differences import differences
 from retlab.emissions_rows import move_rows
 from retlab.errors import UserError
 from retlab.section import shown_path
 from retlab.training.checkpoints import CheckpointStore
-from retlab.training.differences import differences
 from retlab.training.request import TrainingRequest, model_differences
 
 TRAINED_FILES = (

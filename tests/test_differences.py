@@ -1,6 +1,6 @@
 import pytest
 
-from retlab.training.differences import differences
+from retlab.differences import differences
 
 BLOCKS = [{"name": "retention", "num_heads": 2}, {"name": "glu", "intermediate_size": 32}]
 
