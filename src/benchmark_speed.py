@@ -20,6 +20,7 @@ from retlab.section import PROJECT_ROOT, shown_path
 from retlab.training.settings import TrainSection
 
 DEFAULT_OUTPUT = PROJECT_ROOT / "runs" / "benchmark_speed"
+PEERS_HELP = "some of torchscale,flash-linear-attention,llama, or none; default all that are installed"
 
 
 def read_command_line() -> argparse.Namespace:
@@ -28,7 +29,7 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="measure this experiment's model and shapes")
     parser.add_argument("rest", metavar="key.path=value", nargs="*", help="overrides of the configuration")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to measure; auto takes a GPU")
-    parser.add_argument("--peers", metavar="NAMES", help="torchscale,flash-linear-attention,llama or none; all of them")
+    parser.add_argument("--peers", metavar="NAMES", help=PEERS_HELP)
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=f"default {shown_path(DEFAULT_OUTPUT)}")
     options, unknown = parser.parse_known_intermixed_args()
     parser.refuse_unknown([*unknown, *(word for word in options.rest if "=" not in word)], ["CONFIG", "key.path=value"])
