@@ -1,6 +1,21 @@
 """Slow, obvious versions of what the mixers compute, in float64, and cases with padding and documents."""
 
+from typing import Any
+
 import torch
+
+from retlab.mixers import Mixer
+from retlab.mixers.rotary import Rotation, rotation
+
+
+def turned(mixer: Mixer, positions: torch.Tensor) -> Rotation | None:
+    """What positions do to a mixer, as the body tells it."""
+    return None if mixer.frequencies is None else rotation(positions, mixer.frequencies)
+
+
+def run(mixer: Mixer, hidden: torch.Tensor, positions: torch.Tensor, *rest: Any) -> Any:
+    """The mixer's output and state, given positions."""
+    return mixer(hidden, turned(mixer, positions), *rest)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

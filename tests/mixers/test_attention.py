@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.mixers.oracles import layouts, path_lengths, relative_error
+from tests.mixers.oracles import layouts, path_lengths, relative_error, run
 
 from retlab.mixers.attention import Attention
 
@@ -44,7 +44,7 @@ def test_equals_plain_softmax(tokens, layout):
     hidden = torch.randn(2, tokens, WIDTH, requires_grad=True)
     weight = torch.randn(2, tokens, WIDTH) * (plain >= 0)[..., None]
 
-    out, _ = mixer(hidden, torch.arange(tokens)[None], segment_ids)
+    out, _ = run(mixer, hidden, torch.arange(tokens)[None], segment_ids)
     (actual,) = torch.autograd.grad((out * weight).sum(), hidden)
     expected_out = _plain_attention(mixer, hidden, plain)
     (expected,) = torch.autograd.grad((expected_out * weight).sum(), hidden)
@@ -56,16 +56,16 @@ def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     mixer = Attention(WIDTH, num_heads=HEADS, dropout=0.5)
     hidden, positions = torch.randn(2, 20, WIDTH), torch.arange(20)[None]
-    assert not torch.equal(mixer(hidden, positions)[0], mixer(hidden, positions)[0])
+    assert not torch.equal(run(mixer, hidden, positions)[0], run(mixer, hidden, positions)[0])
     mixer.eval()
-    assert torch.equal(mixer(hidden, positions)[0], mixer(hidden, positions)[0])
+    assert torch.equal(run(mixer, hidden, positions)[0], run(mixer, hidden, positions)[0])
 
 
 def test_a_cropped_state_is_the_state_of_the_shorter_piece():
     mixer = Attention(WIDTH, num_heads=HEADS).eval()
     hidden, positions = torch.randn(2, 9, WIDTH), torch.arange(9)[None]
-    _, state = mixer(hidden, positions)
-    _, shorter = mixer(hidden[:, :6], positions[:, :6])
+    _, state = run(mixer, hidden, positions)
+    _, shorter = run(mixer, hidden[:, :6], positions[:, :6])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(state.cropped(3), shorter, strict=True))
 
 

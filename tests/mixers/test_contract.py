@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.mixers.oracles import layouts, relative_error
+from tests.mixers.oracles import layouts, relative_error, run, turned
 from torch.func import functional_call, stack_module_state, vmap
 
 from retlab.mixers import MIXERS, Mixer
@@ -32,7 +32,7 @@ def _real(segment_ids: torch.Tensor | None) -> torch.Tensor:
 @pytest.mark.parametrize("pieces", [[1] * 5 + [145], [64, 64, 22], [3, 70, 1, 76], [149, 1]])
 def test_pieces_give_the_outputs_of_one_call(mixer, layout, pieces):
     hidden, segment_ids = _hidden(2), layouts(TOKENS)[layout]
-    whole, last = mixer(hidden, POSITIONS, segment_ids)
+    whole, last = run(mixer, hidden, POSITIONS, segment_ids)
     state, outputs, start, open_document = None, [], 0, torch.zeros(2, 1, dtype=torch.long)
     for size in pieces:
         piece = slice(start, start + size)
@@ -41,7 +41,7 @@ def test_pieces_give_the_outputs_of_one_call(mixer, layout, pieces):
             # A piece numbers its documents from the one that its state belongs to.
             relative = torch.where(segment_ids[:, piece] < 0, -1, segment_ids[:, piece] - open_document)
             open_document = torch.maximum(open_document, segment_ids[:, piece].amax(1, keepdim=True))
-        out, state = mixer(hidden[:, piece], POSITIONS[:, piece], relative, state)
+        out, state = run(mixer, hidden[:, piece], POSITIONS[:, piece], relative, state)
         outputs.append(out)
         start += size
     real = _real(segment_ids)
@@ -58,8 +58,8 @@ def test_padding_is_not_read(mixer, layout):
     segment_ids = layouts(TOKENS)[layout]
     hidden, real = _hidden(2), _real(segment_ids)
     other = torch.where(real > 0, hidden, torch.full_like(hidden, 7.0))
-    out, _ = mixer(hidden, POSITIONS, segment_ids)
-    changed, _ = mixer(other, POSITIONS, segment_ids)
+    out, _ = run(mixer, hidden, POSITIONS, segment_ids)
+    changed, _ = run(mixer, other, POSITIONS, segment_ids)
     assert torch.isfinite(changed).all()
     assert relative_error(changed * real, out * real) < 1e-6
 
@@ -71,17 +71,17 @@ def test_padded_rows_equal_the_rows_alone(mixer, side):
     segment_ids = torch.full((1, TOKENS), -1)
     segment_ids[:, keep] = 0
     positions = ((segment_ids >= 0).cumsum(1) - 1).clamp(min=0)
-    out, _ = mixer(hidden, positions, segment_ids)
-    alone, _ = mixer(hidden[:, keep], POSITIONS[:, : hidden[:, keep].shape[1]])
+    out, _ = run(mixer, hidden, positions, segment_ids)
+    alone, _ = run(mixer, hidden[:, keep], POSITIONS[:, : hidden[:, keep].shape[1]])
     assert relative_error(out[:, keep], alone) < 1e-5
 
 
 def test_documents_are_processed_as_if_alone(mixer):
     hidden = _hidden(1)
     segment_ids = (torch.arange(TOKENS) >= 71).long()[None]
-    out, _ = mixer(hidden, POSITIONS, segment_ids)
-    first, _ = mixer(hidden[:, :71], POSITIONS[:, :71])
-    second, _ = mixer(hidden[:, 71:], POSITIONS[:, : TOKENS - 71])
+    out, _ = run(mixer, hidden, POSITIONS, segment_ids)
+    first, _ = run(mixer, hidden[:, :71], POSITIONS[:, :71])
+    second, _ = run(mixer, hidden[:, 71:], POSITIONS[:, : TOKENS - 71])
     assert relative_error(out, torch.cat((first, second), 1)) < 1e-5
 
 
@@ -89,30 +89,30 @@ def test_the_future_is_not_read(mixer):
     hidden = _hidden(2)
     changed = hidden.clone()
     changed[:, 90:] += 1
-    assert relative_error(mixer(changed, POSITIONS)[0][:, :90], mixer(hidden, POSITIONS)[0][:, :90]) < 1e-6
+    assert relative_error(run(mixer, changed, POSITIONS)[0][:, :90], run(mixer, hidden, POSITIONS)[0][:, :90]) < 1e-6
 
 
 def test_a_shared_offset_of_positions_changes_nothing(mixer):
     hidden = _hidden(2)
-    assert relative_error(mixer(hidden, POSITIONS + 100_000)[0], mixer(hidden, POSITIONS)[0]) < 1e-4
+    assert relative_error(run(mixer, hidden, POSITIONS + 100_000)[0], run(mixer, hidden, POSITIONS)[0]) < 1e-4
 
 
 def test_bfloat16_stays_close_at_far_positions(mixer):
     """Angles are float64 whatever the model's dtype: in bfloat16 position 100,000 would be off by hundreds."""
     hidden = _hidden(2)
-    expected, _ = mixer(hidden, POSITIONS)
+    expected, _ = run(mixer, hidden, POSITIONS)
     half = copy.deepcopy(mixer).bfloat16()
-    out, _ = half(hidden.bfloat16(), POSITIONS + 100_000)
+    out, _ = run(half, hidden.bfloat16(), POSITIONS + 100_000)
     assert out.dtype == torch.bfloat16
     assert relative_error(out, expected) < 4e-2
 
 
 def test_forms_agree(mixer):
     hidden, segment_ids = _hidden(2), layouts(TOKENS)["mixed"]
-    expected, _ = mixer(hidden, POSITIONS, segment_ids)
+    expected, _ = run(mixer, hidden, POSITIONS, segment_ids)
     for form in mixer.forms:
         mixer.set_form(form)
-        assert relative_error(mixer(hidden, POSITIONS, segment_ids)[0], expected) < 1e-5
+        assert relative_error(run(mixer, hidden, POSITIONS, segment_ids)[0], expected) < 1e-5
     with pytest.raises(ValueError, match="form"):
         mixer.set_form("diagonal")
 
@@ -132,14 +132,14 @@ def test_runs_as_stacked_replicas(mixer, layout):
 
     def outputs(parameters):
         def one(p, b, x, s):
-            return functional_call(empty, (p, b), (x, POSITIONS, s))[0]
+            return functional_call(empty, (p, b), (x, turned(mixer, POSITIONS), s))[0]
 
         return vmap(one, in_dims=(0, 0, 0, axis))(parameters, buffers, hidden, segment_ids)
 
     stacked = outputs(parameters)
     gradients = torch.func.grad(lambda p: outputs(p).pow(2).sum())(parameters)
     for index, replica in enumerate(replicas):
-        out, _ = replica(hidden[index], POSITIONS, None if segment_ids is None else segment_ids[index])
+        out, _ = run(replica, hidden[index], POSITIONS, None if segment_ids is None else segment_ids[index])
         out.pow(2).sum().backward()
         assert relative_error(stacked[index], out) < 1e-5
         for name, parameter in replica.named_parameters():
@@ -154,7 +154,7 @@ def test_recurrent_states_have_a_constant_size(mixer):
     if not mixer.recurrent:
         pytest.skip("not recurrent")
     sizes = {
-        sum(tensor.untyped_storage().nbytes() for tensor in mixer(_hidden(2)[:, :n], POSITIONS[:, :n])[1])
+        sum(tensor.untyped_storage().nbytes() for tensor in run(mixer, _hidden(2)[:, :n], POSITIONS[:, :n])[1])
         for n in (1, 10, TOKENS)
     }
     assert len(sizes) == 1

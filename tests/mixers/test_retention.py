@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.mixers.oracles import direct_retention, layouts, relative_error
+from tests.mixers.oracles import direct_retention, layouts, relative_error, run
 
 from retlab.mixers.retention import (
     FORMS,
@@ -164,9 +164,9 @@ def test_torchscales_normaliser(layout):
 def test_the_normaliser_has_no_state():
     mixer = Retention(8, num_heads=2, torchscale_normalizer=True)
     hidden, positions = torch.randn(1, 3, 8), torch.arange(3)[None]
-    _, state = mixer(hidden, positions)
+    _, state = run(mixer, hidden, positions)
     with pytest.raises(ValueError, match="use_cache=False"):
-        mixer(hidden, positions, None, state)
+        run(mixer, hidden, positions, None, state)
 
 
 @pytest.mark.parametrize(

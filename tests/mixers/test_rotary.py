@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from retlab.mixers.rotary import retnet_frequencies, rope_frequencies, rotate_halves, rotate_pairs, rotation
+from retlab.mixers.rotary import RetNetFrequencies, RopeFrequencies, rotate_halves, rotate_pairs, rotation
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("frequencies", [retnet_frequencies(8, CPU), rope_frequencies(8, 10_000.0, CPU)])
+@pytest.mark.parametrize("frequencies", [RetNetFrequencies(8), RopeFrequencies(8, 10_000.0)])
 @pytest.mark.parametrize("start", [0, 1_000_000])
 def test_cosine_and_sine_are_exact_at_any_position(frequencies, start):
     positions = torch.arange(start, start + 500)[None]
     cos, sin = rotation(positions, frequencies)
-    angles = positions[..., None, None].double() * frequencies
+    angles = positions[..., None, None].double() * frequencies.values(CPU)
     assert cos.dtype == sin.dtype == torch.float32
     assert (cos - angles.cos()).abs().max() < 5e-7
     assert (sin - angles.sin()).abs().max() < 5e-7
@@ -21,15 +21,15 @@ def test_cosine_and_sine_are_exact_at_any_position(frequencies, start):
 
 def test_frequencies_are_those_of_the_papers():
     """RetNet's include both ends of the range, RoPE's stop before the second."""
-    assert torch.allclose(retnet_frequencies(6, CPU), torch.tensor([1, 1e-2, 1e-4], dtype=torch.float64))
+    assert torch.allclose(RetNetFrequencies(6).values(CPU), torch.tensor([1, 1e-2, 1e-4], dtype=torch.float64))
     expected = torch.tensor([1, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3)], dtype=torch.float64)
-    assert torch.allclose(rope_frequencies(6, 10_000.0, CPU), expected)
+    assert torch.allclose(RopeFrequencies(6, 10_000.0).values(CPU), expected)
 
 
 def test_the_two_layouts_turn_the_same_pairs():
     x = torch.randn(1, 5, 2, 6)
-    cos, sin = rotation(torch.arange(5)[None], retnet_frequencies(6, CPU))
-    pairs = torch.view_as_complex(x.unflatten(-1, (3, 2)).contiguous()) * torch.complex(cos, sin)
-    assert torch.allclose(rotate_pairs(x, cos, sin), torch.view_as_real(pairs).flatten(-2), atol=1e-6)
+    turn = rotation(torch.arange(5)[None], RetNetFrequencies(6))
+    pairs = torch.view_as_complex(x.unflatten(-1, (3, 2)).contiguous()) * torch.complex(*turn)
+    assert torch.allclose(rotate_pairs(x, turn), torch.view_as_real(pairs).flatten(-2), atol=1e-6)
     halves = torch.cat((x[..., 0::2], x[..., 1::2]), -1)
-    assert torch.allclose(rotate_halves(halves, cos, sin), torch.cat((pairs.real, pairs.imag), -1), atol=1e-6)
+    assert torch.allclose(rotate_halves(halves, turn), torch.cat((pairs.real, pairs.imag), -1), atol=1e-6)

@@ -36,7 +36,7 @@ def test_next_token_is_the_sum_over_counted_tokens_by_hand(model):
                 scores = logits[row, place]
                 expected += float(torch.log(torch.exp(scores).sum()) - scores[target])
                 count += 1
-    result = objectives.next_token(model, batch)
+    result = objectives.NextToken()(model, batch)
     assert int(result.tokens) == count == int(objectives.count_tokens(batch))
     assert result.loss.item() == pytest.approx(expected, rel=1e-6)
 
@@ -47,7 +47,7 @@ def test_pieces_change_neither_loss_nor_gradient(model, monkeypatch):
     for limit in (objectives.LOGITS_AT_ONCE, 11 * 5):
         monkeypatch.setattr(objectives, "LOGITS_AT_ONCE", limit)
         model.zero_grad()
-        loss = objectives.next_token(model, batch).loss
+        loss = objectives.NextToken()(model, batch).loss
         loss.backward()
         results.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
     (whole, whole_gradients), (pieces, piece_gradients) = results
@@ -58,6 +58,6 @@ def test_pieces_change_neither_loss_nor_gradient(model, monkeypatch):
 
 def test_masked_targets_have_no_influence(model):
     batch = make_batch()
-    before = objectives.next_token(model, batch).loss
+    before = objectives.NextToken()(model, batch).loss
     batch["targets"] = torch.where(batch["loss_mask"], batch["targets"], (batch["targets"] + 1) % 11)
-    assert torch.equal(objectives.next_token(model, batch).loss, before)
+    assert torch.equal(objectives.NextToken()(model, batch).loss, before)

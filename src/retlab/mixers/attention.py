@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import Mixer, Projection, head_width
-from .rotary import rope_frequencies, rotate_halves, rotation
+from .rotary import RopeFrequencies, Rotation, rotate_halves
 
 
 class AttentionState(NamedTuple):
@@ -34,7 +34,7 @@ class Attention(Mixer):
         super().__init__()
         self.num_heads = num_heads
         self.head_width = head_width(hidden_size, num_heads)
-        self.rope_theta = rope_theta
+        self.frequencies = RopeFrequencies(self.head_width, rope_theta)
         self.dropout = dropout
         # TorchScale's initialisation.
         self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
@@ -45,13 +45,13 @@ class Attention(Mixer):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
+        rotation: Rotation | None,
         segment_ids: torch.Tensor | None = None,
         state: AttentionState | None = None,
     ) -> tuple[torch.Tensor, AttentionState]:
-        cos, sin = rotation(positions, rope_frequencies(self.head_width, self.rope_theta, hidden.device))
-        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
-        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin).transpose(1, 2)
+        assert rotation is not None
+        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
+        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         if state is not None:

@@ -1,11 +1,12 @@
 """The contract of a mixer: what the body knows about the blocks it stacks.
 
 A mixer maps hidden states to hidden states of the same shape, for any number of tokens, one included:
-`(hidden, positions, segment_ids, state) -> (out, state)`.
+`(hidden, rotation, segment_ids, state) -> (out, state)`.
 
 - `hidden`: (batch, tokens, hidden_size), in the dtype of the model.
-- `positions`: (batch or 1, tokens) int64, the number of real tokens before each token in its row. They turn
-  rotary angles and nothing else, so an offset that a whole row shares changes no output.
+- `rotation`: what the positions, the number of real tokens before each token in its row, do to the mixer's rotary
+  `frequencies`; None for a mixer that has none. The body computes it once for all its blocks. Positions turn angles
+  and nothing else, so an offset that a whole row shares changes no output.
 - `segment_ids`: (batch, tokens) int64 or None. -1 is padding, 0 the document that `state` belongs to, 1, 2, ...
   the documents that begin in this call, in order. None says that every token continues document 0, and keeps
   the fast path. Nothing crosses from one document to another, and padding is never read nor written.
@@ -21,6 +22,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+from .rotary import Frequencies, Rotation
 
 MixerState = Any
 """A named tuple of tensors, batch first, whose type only its mixer knows; None where there is nothing to keep."""
@@ -50,6 +53,9 @@ class Mixer(nn.Module):
     recurrent: ClassVar[bool] = False
     """Whether the state has a fixed size, and therefore cannot be taken back to an earlier token."""
 
+    frequencies: Frequencies | None = None
+    """Of the rotary positions, where the mixer has them."""
+
     form: str | None = None
     """The form to compute; None leaves the choice to the mixer."""
 
@@ -62,7 +68,7 @@ class Mixer(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
+        rotation: Rotation | None,
         segment_ids: torch.Tensor | None = None,
         state: MixerState = None,
     ) -> tuple[torch.Tensor, MixerState]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base import Mixer, MixerState
+from .rotary import Rotation
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
@@ -33,7 +34,7 @@ class GatedLinearUnit(Mixer):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,  # noqa: ARG002
+        rotation: Rotation | None = None,  # noqa: ARG002
         segment_ids: torch.Tensor | None = None,  # noqa: ARG002
         state: MixerState = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import Mixer, Projection, head_width
-from .rotary import retnet_frequencies, rotate_pairs, rotation
+from .rotary import RetNetFrequencies, Rotation, rotate_pairs
 
 FORMS = ("parallel", "chunkwise", "recurrent")
 
@@ -36,18 +36,28 @@ class _Inputs(NamedTuple):
     segment_ids: torch.Tensor | None
 
 
+# The longest chunk whose decays are folded into queries and keys: gamma_0^512 is 9e-8, which float32 and bfloat16,
+# but not float16, can divide by again.
+LONGEST_FOLDED = 512
+
+
 class _Paths(NamedTuple):
     """Decay exponents, counted in real tokens, between the places of a chunked sequence; BLOCKED where none leads.
 
     The first dimension is the batch, or 1. N chunks of C tokens; state j is the memory before chunk j.
     """
 
-    # Key m to query n of one chunk (b, N or 1, C, C); the memory before the chunk to query n (b, N or 1, C).
+    # Key m to query n of one chunk (b, N or 1, C, C).
     pair: torch.Tensor
-    read: torch.Tensor
-    # Key m to the end of its chunk (b, N, C); state i, or the keys of chunk i - 1, to state j (b, N + 1, N + 1).
-    write: torch.Tensor
+    # The beginning of its chunk to query n, key m to the end of its chunk (b, N or 1, C); both together (b, N).
+    since: torch.Tensor
+    until: torch.Tensor
+    span: torch.Tensor
+    # State i, or the keys of chunk i - 1, to state j (b, N + 1, N + 1).
     join: torch.Tensor
+    # Which queries read the memory before their chunk, and which keys write to that after it (b, N, C); None is all.
+    reads: torch.Tensor | None
+    writes: torch.Tensor | None
 
 
 def retnet_log_decay(num_heads: int, device: torch.device) -> torch.Tensor:
@@ -67,11 +77,11 @@ def retention(
 ) -> tuple[torch.Tensor, RetentionState]:
     """The retention of (positioned and scaled) queries, keys and values, and the state after the last token.
 
-    q and k (batch, heads, tokens, key width), v (batch, heads, tokens, value width), in one floating dtype;
-    `log_decay` (heads,) float64; `segment_ids` (batch, tokens) int64 as in `base`. Returns (batch, heads, tokens,
-    value width) in the dtype of v. Memory is linear in tokens for "chunkwise" and "recurrent", quadratic for
-    "parallel". The memory is kept in float32 in every dtype, and autocast is left out: a sum over thousands of
-    tokens does not fit bfloat16.
+    q and k (batch, heads, tokens, key width), v (batch, heads, tokens, value width); products are computed in the
+    dtype of v, and wider q and k are rounded to it once, decayed. `log_decay` (heads,) float64; `segment_ids`
+    (batch, tokens) int64 as in `base`. Returns (batch, heads, tokens, value width) in the dtype of v. Memory is
+    linear in tokens for "chunkwise" and "recurrent", quadratic for "parallel". The state's memory is kept in float32
+    in every dtype, and autocast is left out: a sum over thousands of tokens does not fit bfloat16.
     """
     inputs = _Inputs(q, k, v, log_decay, state, segment_ids)
     with torch.autocast(device_type=q.device.type, enabled=False):
@@ -89,11 +99,21 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
     powers = _power_table(log_decay, tokens)
     q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))  # (B, H, N, C, width)
 
-    scores = (q @ k.transpose(-1, -2)) * _decays(powers, paths.pair, q.dtype)
+    # Queries with the decay since their chunk began, keys with that until its end: what the memory is read and
+    # written with. Their products have decayed by the whole chunk too much, and are the scores once that is undone.
+    late_q = (q * _decays(powers, paths.since, torch.float32).unsqueeze(-1)).to(v.dtype)
+    early_k = (k * _decays(powers, paths.until, torch.float32).unsqueeze(-1)).to(v.dtype)
+    if chunk <= LONGEST_FOLDED and v.dtype != torch.float16:
+        undone = (paths.span[:, None] * -log_decay[:, None]).exp()[..., None, None]  # (b, H, N, 1, 1)
+        weights = torch.where(paths.pair[:, None] >= 0, undone, 0.0).to(v.dtype)
+        scores = (late_q @ early_k.transpose(-1, -2)) * weights
+    else:
+        scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)) * _decays(powers, paths.pair, v.dtype)
     out = scores @ v
+    late_q, early_k = _only(late_q, paths.reads), _only(early_k, paths.writes)
 
     # What every chunk adds to the memory at its end, after the memory that came in (the 0th, empty without state).
-    added = (k * _decays(powers, paths.write, k.dtype).unsqueeze(-1)).transpose(-1, -2) @ v  # (B, H, N, dk, dv)
+    added = early_k.transpose(-1, -2) @ v  # (B, H, N, dk, dv)
     join = _decays(powers, paths.join, torch.float32)  # (b, H, N + 1, N + 1)
     if state is None:
         join = join[..., 1:]
@@ -103,7 +123,7 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
         # The memory before every chunk, in the dtype in which it is read: in training this is the largest tensor.
         before = join[..., :-1, :].to(v.dtype) @ added.flatten(-2).to(v.dtype)
         before = before.unflatten(-1, added.shape[-2:])
-        out = out + (q * _decays(powers, paths.read, q.dtype).unsqueeze(-1)) @ before
+        out = out + late_q @ before
     last = (join[..., -1:, :] @ added.flatten(-2).to(torch.float32)).view(*q.shape[:2], *added.shape[-2:])
     return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
 
@@ -176,11 +196,12 @@ def _plain_paths(tokens: int, chunk: int, device: torch.device) -> _Paths:
     pair = place[:, None] - place[None, :]
     starts = torch.arange(-(-tokens // chunk) + 1, device=device) * chunk  # (N + 1,)
     boundaries = starts.clamp(max=tokens)
-    write = boundaries[1:, None] - 1 - (starts[:-1, None] + place)
+    until = boundaries[1:, None] - 1 - (starts[:-1, None] + place)
     join = boundaries[:, None] - boundaries[None, :]
     # A negative exponent runs backwards in time, and is BLOCKED.
-    pair, write, join = (x.clamp(min=BLOCKED) for x in (pair, write, join))
-    return _Paths(pair[None, None], (place + 1)[None, None], write[None], join[None])
+    pair, until, join = (x.clamp(min=BLOCKED) for x in (pair, until, join))
+    since, span = (place + 1)[None, None], boundaries.diff()[None]
+    return _Paths(pair[None, None], since, until[None], span, join[None], reads=None, writes=None)
 
 
 def _current_document(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -203,11 +224,17 @@ def _segment_paths(segment_ids: torch.Tensor, chunk: int) -> _Paths:
         through[..., :, None] - through[..., None, :],
         causal & real[..., None, :] & (segment[..., :, None] == segment[..., None, :]),
     )
-    read = _allow(through - boundary[:, :-1, None], real & (segment == document[:, :-1, None]))
-    write = _allow(boundary[:, 1:, None] - through, real & (segment == document[:, 1:, None]))
+    since = _allow(through - boundary[:, :-1, None], real)
+    until = _allow(boundary[:, 1:, None] - through, real)
+    reads, writes = segment == document[:, :-1, None], segment == document[:, 1:, None]
     earlier = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=segment_ids.device).tril()
     join = _allow(boundary[:, :, None] - boundary[:, None, :], earlier & (document[:, :, None] == document[:, None, :]))
-    return _Paths(pair, read, write, join)
+    return _Paths(pair, since, until, boundary.diff(dim=1), join, reads, writes)
+
+
+def _only(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """x (B, H, N, C, width) with zeros but at `places` (b, N, C), None for all."""
+    return x if places is None else x * places[:, None, :, :, None]
 
 
 def _allow(exponents: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -241,6 +268,7 @@ class Retention(Mixer):
         if value_size % num_heads:
             raise ValueError(f"The number of heads ({num_heads}) must divide the value size ({value_size}).")
         self.value_width = value_size // num_heads
+        self.frequencies = RetNetFrequencies(self.key_width)
         if chunk_size < 1:
             raise ValueError(f"The chunk size must be at least 1, not {chunk_size}.")
         self.chunk_size = chunk_size
@@ -256,13 +284,13 @@ class Retention(Mixer):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
+        rotation: Rotation | None,
         segment_ids: torch.Tensor | None = None,
         state: RetentionState | None = None,
     ) -> tuple[torch.Tensor, RetentionState]:
-        cos, sin = rotation(positions, retnet_frequencies(self.key_width, hidden.device))
-        q = rotate_pairs(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin)
-        k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), cos, sin)
+        assert rotation is not None
+        q = rotate_pairs(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation)
+        k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation)
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
         q, k, v = (x.transpose(1, 2) for x in (q, k * self.key_width**-0.5, v))
         log_decay = retnet_log_decay(self.num_heads, hidden.device)
@@ -272,7 +300,7 @@ class Retention(Mixer):
                     "TorchScale's normaliser exists in the parallel form alone: run the model without a cache "
                     "(use_cache=False) and leave the form unset."
                 )
-            out = torchscale_parallel_retention(q, k, v, log_decay, segment_ids)
+            out = torchscale_parallel_retention(q.to(v.dtype), k.to(v.dtype), v, log_decay, segment_ids)
             # Empty, and there to be refused where a next piece brings it.
             new_state = RetentionState(hidden.new_empty(hidden.shape[0], 0))
         else:

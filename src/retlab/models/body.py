@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..mixers import MIXERS, Mixer
 from ..mixers.base import MixerState
+from ..mixers.rotary import Frequencies, Rotation, rotation
 from .fields import FIELDS, check_value
 
 States = list[MixerState]
@@ -44,6 +45,14 @@ def build_mixer(hidden_size: int, settings: dict[str, Any]) -> Mixer:
     return MIXERS[name](hidden_size, **settings)
 
 
+class Norm(nn.RMSNorm):
+    """An RMS norm (Zhang and Sennrich 2019, arXiv:1910.07467) computed in float32 at least, in the input's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
 class Block(nn.Module):
     """One residual block, pre-norm.
 
@@ -56,7 +65,7 @@ class Block(nn.Module):
 
     def __init__(self, hidden_size: int, settings: dict[str, Any], norm_eps: float, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+        self.norm = Norm(hidden_size, eps=norm_eps)
         self.mixer = build_mixer(hidden_size, settings)
         self.dropout = dropout
 
@@ -68,12 +77,13 @@ class Block(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        positions: torch.Tensor,
+        rotation: Rotation | None,
         segment_ids: torch.Tensor | None,
         state: MixerState,
+        keep_state: bool,
     ) -> tuple[torch.Tensor, MixerState]:
-        out, state = self.mixer(self.norm(hidden), positions, segment_ids, state)
-        return hidden + F.dropout(out, self.dropout, self.training), state
+        out, state = self.mixer(self.norm(hidden), rotation, segment_ids, state)
+        return hidden + F.dropout(out, self.dropout, self.training), state if keep_state else None
 
 
 class Body(nn.Module):
@@ -90,10 +100,13 @@ class Body(nn.Module):
         super().__init__()
         self.blocks_per_layer = len(blocks)
         self.dropout = dropout
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, settings, norm_eps, dropout) for _ in range(num_layers) for settings in blocks
-        )
-        self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
+        stack = [Block(hidden_size, settings, norm_eps, dropout) for _ in range(num_layers) for settings in blocks]
+        self.blocks = nn.ModuleList(stack)
+        self.norm = Norm(hidden_size, eps=norm_eps)
+        # Rotations cost little, and much if every block computes its own.
+        kinds: list[Frequencies | None] = [block.mixer.frequencies for block in stack]
+        self.frequencies = [kind for kind in dict.fromkeys(kinds) if kind is not None]
+        self.rotation_of_block = [None if kind is None else self.frequencies.index(kind) for kind in kinds]
 
     def forward(
         self,
@@ -102,19 +115,27 @@ class Body(nn.Module):
         segment_ids: torch.Tensor | None = None,
         states: States | None = None,
         output_hidden_states: bool = False,
+        keep_states: bool = True,
     ) -> BodyOutput:
         """Hidden states of `embeddings` (batch, tokens, hidden_size); the other arguments as in `mixers.base`.
 
-        `positions` None counts from 0. The hidden states are the embeddings and the output of every layer, the last
+        `positions` None counts from 0. Without `keep_states` the states come back as None: compiled, they then cost
+        nothing. The hidden states are the embeddings and the output of every layer, the last
         one normed.
         """
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        rotations = [rotation(positions, frequencies) for frequencies in self.frequencies]
+        device = embeddings.device.type
+        if torch.is_autocast_enabled(device):
+            # The residual stream in the dtype of the products: in float32 it would be half of what training moves.
+            embeddings = embeddings.to(torch.get_autocast_dtype(device))
         hidden = F.dropout(embeddings, self.dropout, self.training)
         seen = [hidden]
         new_states: States = []
-        for index, block in enumerate(self.blocks):
-            hidden, state = block(hidden, positions, segment_ids, states[index] if states else None)
+        for index, (block, turned_by) in enumerate(zip(self.blocks, self.rotation_of_block, strict=True)):
+            turn = None if turned_by is None else rotations[turned_by]
+            hidden, state = block(hidden, turn, segment_ids, states[index] if states else None, keep_states)
             new_states.append(state)
             if output_hidden_states and (index + 1) % self.blocks_per_layer == 0:
                 seen.append(hidden)

@@ -108,7 +108,12 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is None:
             position_ids = _positions(inputs_embeds, documents, cache)
         out = self.body(
-            inputs_embeds, position_ids, documents, cache.states if cache is not None else None, output_hidden_states
+            inputs_embeds,
+            position_ids,
+            documents,
+            cache.states if cache is not None else None,
+            output_hidden_states,
+            keep_states=cache is not None,
         )
         if cache is not None:
             _update(cache, out, documents, open_document)

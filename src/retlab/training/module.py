@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from retlab.errors import UserError
 from retlab.models.causal_lm import CausalLM
-from retlab.training.objectives import OBJECTIVES, Objective, SummedLoss, count_tokens
+from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
 from retlab.training.optimizer import build_optimizer, set_learning_rate
 from retlab.training.processes import Agreement
 from retlab.training.schedules import learning_rate_factor
@@ -46,13 +46,24 @@ class _Unread(NamedTuple):
 class Scored(nn.Module):
     """The model and its objective as one module: what is wrapped, sharded and compiled."""
 
-    def __init__(self, model: CausalLM, objective: Objective) -> None:
+    def __init__(self, model: CausalLM, objective: nn.Module) -> None:
         super().__init__()
         self.model: CausalLM = model
         self.objective = objective
 
     def forward(self, batch: Mapping[str, Tensor]) -> SummedLoss:
         return self.objective(self.model, batch)
+
+
+def compile_parts(scored: Scored) -> None:
+    """Compile every block by itself, and the loss: blocks of a kind share one graph, so that depth costs no time.
+
+    One graph of the whole model was no faster (see the README's performance section) and took minutes to compile.
+    """
+    # Kinds of blocks, training and validation, whole and last batches: each is a graph of the same function.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for part in (*scored.model.body.blocks, *scored.objective.children()):
+        part.compile(dynamic=False)
 
 
 class TrainingModule(pl.LightningModule):
@@ -75,14 +86,12 @@ class TrainingModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.scored = Scored(model, OBJECTIVES[train.objective.name])
+        self.scored = Scored(model, OBJECTIVES[train.objective.name]())
         self.train_section, self.seed, self.total_steps = train, seed, total_steps
         self.bf16, self.uses_segments = bf16, uses_segments
         self.agreement = Agreement()
         self.state = TrainingState()
         self.compiled = compiled
-        # In a list, so that a compiled form is not registered as a second copy of the model.
-        self._forward: list[Callable[[Mapping[str, Tensor]], SummedLoss]] = [self.scored]
         self._unread: list[_Unread] = []
 
     @property
@@ -92,15 +101,11 @@ class TrainingModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Compile, and shard under FSDP; called once the processes know each other."""
+        if self.compiled:
+            compile_parts(self.scored)
         if self.train_section.strategy == "fsdp" and self.trainer.world_size > 1:
             assert self.device_mesh is not None
-            if self.compiled:
-                # Gathering the shards of a block is no part of a graph, so every block is one.
-                for block in self.model.body.blocks:
-                    block.compile(dynamic=False)
             _shard(self.scored, self.device_mesh["data_parallel"], self.bf16)
-        elif self.compiled:
-            self._forward = [torch.compile(self.scored, dynamic=False)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.train_section)
@@ -132,7 +137,7 @@ class TrainingModule(pl.LightningModule):
         keys = ("input_ids", "targets", "loss_mask") + (("segment_ids",) if self.uses_segments else ())
         moved = {key: micro[key].to(self.device, non_blocking=True) for key in keys}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self._forward[0](moved)
+            return self.scored(moved)
 
     @contextlib.contextmanager
     def _gradients_shared(self, shared: bool) -> Iterator[None]:
