@@ -88,7 +88,7 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
     return Plan(
         _subjects(models, train),
         training=(Shape(4, 256), Shape(1, 1024)),
-        generation=_shapes((1, 4), (64, 512)),
+        generation=_shapes((1, 4), (32, 256)),
         text_bytes=2_000_000,
         **_ON_A_CPU,
     )
