@@ -80,7 +80,7 @@ def _curves(axes: Any, rows: list[Row], key: str, title: str, colours: dict[Cont
             color=colours[contestant],
             linestyle=_DASHES[batches.index(batch) % len(_DASHES)],
             marker="o" if contestant[0] == RETLAB else "s",
-            label=f"{contestant[0]}, {contestant[1]}, batch {batch}",
+            label=f"{contestant[0]}, {contestant[1].split()[0]}, batch {batch}",
         )
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
