@@ -17,7 +17,7 @@ LAYERS = [
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},
     {"config", "config_checks", "config_errors", "config_model", "config_template", "upstream", "machine_checks"},
-    {"sweep"},
+    {"sweep", "benchmark"},
     {"command", "stage"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

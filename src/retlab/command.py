@@ -104,7 +104,7 @@ def run_stage(
     *,
     words: Sequence[str] = (),
     configure: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> None:
+) -> NoReturn:
     """Run a stage's `main` for the command line and exit with the stage's code.
 
     Args:
@@ -112,6 +112,11 @@ def run_stage(
         words: further words that may follow CONFIG, such as the splits.
         configure: adds the stage's own options to the parser.
     """
+    run_command(lambda: main(*_parse(None, words, configure)), "run the same command again to continue")
+
+
+def run_command(work: Callable[[], None], advice: str) -> NoReturn:
+    """Do the work of a command line and exit with its code; `advice` is what to do after an interruption."""
     # GNU OpenMP's threads spin for milliseconds where they wait. On a machine that does something else too they then
     # take each other's cores, and training is several times slower; so short a spin costs nothing measurable.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -121,12 +126,12 @@ def run_stage(
     code = EXIT_OK
     try:
         with _plain_errors():
-            main(*_parse(None, words, configure))
+            work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except Interrupted as error:
-        print(f"interrupted: {error}; run the same command again to continue", file=sys.stderr)
+        print(f"interrupted: {error}; {advice}", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
 

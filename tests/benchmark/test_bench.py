@@ -1,0 +1,81 @@
+"""Single measurements in this process, on tiny models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.benchmark.sizes import tiny_plan
+
+from retlab.benchmark.bench import Bench
+from retlab.benchmark.entries import ROWS, choose_peers, make_entries
+from retlab.benchmark.measuring import Marks, state_bytes
+from retlab.benchmark.text_rates import tokeniser_row
+from retlab.errors import UserError
+
+
+def test_every_contestant_gives_the_rows_of_its_cases(tmp_path: Path) -> None:
+    plan = tiny_plan("transformer")
+    peers, missing = choose_peers(plan, "cpu", None)
+    assert (peers, missing) == (["llama"], [])
+    tokeniser_row(plan, tmp_path)
+    entries = list(make_entries(plan, peers, compiled=False))
+    assert [entry.contestant for entry in entries] == ["RetLab", *peers]
+    for entry in entries:
+        bench = Bench(plan, entry, tmp_path)
+        for case in entry.cases:
+            rows = bench.measure(case)
+            names = [row.measurement for row in rows]
+            is_peer_training = entry.contestant != "RetLab" and case.kind == "training"
+            assert names == list(ROWS[case.kind][:1] if is_peer_training else ROWS[case.kind])
+            assert all(row.tokens_per_second for row in rows if not row.remark)
+
+
+def test_modes_and_cases_where_training_is_compiled() -> None:
+    plan = tiny_plan("retnet", "transformer")
+    entries = list(make_entries(plan, ["torchscale", "flash-linear-attention", "llama"], compiled=True))
+    found = [(entry.contestant, entry.mode, [case.kind for case in entry.cases]) for entry in entries]
+    assert found == [
+        ("RetLab", "compiled", ["training", "generation", "loader"]),
+        ("torchscale", "eager", ["training"]),
+        ("torchscale", "compiled", ["training"]),
+        ("flash-linear-attention", "autocast", ["training", "generation"]),
+        ("RetLab", "compiled", ["training", "generation"]),
+        ("llama", "compiled", ["training", "generation"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("torchscal", "there is no peer 'torchscal'"),
+        ("llama", "llama has no retnet model"),
+        ("flash-linear-attention", "flash-linear-attention cannot be measured here"),
+    ],
+)
+def test_a_peer_that_cannot_be_had_by_name_is_said(asked: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        choose_peers(tiny_plan("retnet"), "cpu", asked)
+
+
+def test_no_peers_where_none_are_wanted() -> None:
+    assert choose_peers(tiny_plan("retnet"), "cpu", "none") == ([], [])
+
+
+def test_state_bytes_count_each_storage_once() -> None:
+    class Layer:
+        def __init__(self) -> None:
+            self.keys = torch.zeros(2, 3)
+            self.view = self.keys[0]
+            self.values = [torch.zeros(4, dtype=torch.bfloat16), {"more": (torch.zeros(5),)}]
+
+    assert state_bytes([Layer(), None, "text"]) == 6 * 4 + 4 * 2 + 5 * 4
+    assert state_bytes(None) is None
+
+
+def test_marks_give_the_time_between_moments() -> None:
+    marks = Marks(torch.device("cpu"))
+    for _ in range(4):
+        marks.mark()
+    gaps = marks.gaps()
+    assert len(gaps) == 3
+    assert all(gap >= 0 for gap in gaps)
