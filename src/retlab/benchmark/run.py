@@ -49,11 +49,7 @@ class Results:
 
     def draw(self) -> None:
         """Write the picture."""
-        try:
-            picture = to_png(complete(self.rows, self.machine), f"Speed on {self.header[0]}")
-        except ImportError:
-            say("no benchmark.png: install matplotlib for it")
-            return
+        picture = to_png(complete(self.rows, self.machine), f"Speed on {self.header[0]}")
         write_atomic(self.folder / "benchmark.png", picture)
 
 
