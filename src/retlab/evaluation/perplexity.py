@@ -78,7 +78,7 @@ def _token_losses(
     """-log p of the targets where the mask is True, in its order: float64 on the CPU."""
     device, model = trained.device, trained.model
     with trained.autocast():
-        hidden = _encode(model, input_ids.to(device), segment_ids.to(device))[mask.to(device)]
+        hidden = _encode(model, input_ids, segment_ids, device)[mask.to(device)]
         labels = targets[mask].to(device)
         rows = max(1, LOGITS_AT_ONCE // model.lm_head.out_features)
         losses = [
@@ -88,9 +88,10 @@ def _token_losses(
     return torch.cat(losses).double().cpu()
 
 
-def _encode(model: CausalLM, input_ids: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
+def _encode(model: CausalLM, input_ids: torch.Tensor, segment_ids: torch.Tensor, device: torch.device) -> torch.Tensor:
     try:
-        return model.encode(input_ids=input_ids, segment_ids=segment_ids).hidden
+        model.check_ids(input_ids)
+        return model.encode(input_ids=input_ids.to(device), segment_ids=segment_ids.to(device)).hidden
     except ValueError as error:
         raise UserError(f"the model cannot read these token shards: {error}") from None
 

@@ -95,12 +95,13 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     ) -> BodyOutput:
         """Everything but the output projection; the arguments are those of `forward`.
 
-        A cache that is passed is brought up to date.
+        A cache that is passed is brought up to date. The ids are not looked at, which a GPU would have to be waited
+        for: `check_ids` does that.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, and not both.")
         if input_ids is not None:
-            inputs_embeds = self._embed(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
         cache = past_key_values
         _check_shape(inputs_embeds, self.config.hidden_size, cache)
@@ -119,7 +120,8 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             _update(cache, out, documents, open_document)
         return out
 
-    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def check_ids(self, input_ids: torch.Tensor) -> None:
+        """Raise a ValueError where an id is not in the vocabulary. On a GPU this waits for what was computed before."""
         words = self.embed_tokens.num_embeddings
         # A GPU's own answer would end its use by this process. A compiled graph cannot look; meta has no values.
         if not (input_ids.is_meta or torch.compiler.is_compiling()) and ((input_ids < 0) | (input_ids >= words)).any():
@@ -127,7 +129,6 @@ class CausalLM(PreTrainedModel, GenerationMixin):
                 f"The token ids reach from {int(input_ids.min())} to {int(input_ids.max())}, but the model's "
                 f"vocabulary has {words} tokens: was the text encoded with its tokenizer?"
             )
-        return self.embed_tokens(input_ids)
 
     def _documents(
         self,
@@ -178,6 +179,8 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions:
             logger.warning_once(f"{type(self).__name__} computes no attention weights: `attentions` stays None.")
+        if input_ids is not None:
+            self.check_ids(input_ids)
         cache = self._cache_for(past_key_values, use_cache)
         out = self.encode(
             input_ids, attention_mask, segment_ids, inputs_embeds, position_ids, cache, bool(output_hidden_states)
