@@ -4,9 +4,9 @@ import pytest
 import torch
 from tests.mixers.oracles import direct_retention, layouts, relative_error, run
 
-from retlab.mixers.retention import (
+from retlab.mixers.retention import Retention
+from retlab.mixers.retention_forms import (
     FORMS,
-    Retention,
     RetentionState,
     retention,
     retnet_log_decay,

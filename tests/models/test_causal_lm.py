@@ -17,7 +17,7 @@ from retlab import (
     RetNetModelHF,
     TransformerModelHF,
 )
-from retlab.mixers.retention import FORMS
+from retlab.mixers.retention_forms import FORMS
 from retlab.models.causal_lm import MODELS
 
 

@@ -8,7 +8,7 @@ from tests.mixers.oracles import relative_error
 from tests.oracles.torchscale_decoder import RetNetDecoder, parallel, recurrent, torchscale_decoder
 
 from retlab import RetNetModelHF
-from retlab.mixers.retention import FORMS
+from retlab.mixers.retention_forms import FORMS
 from retlab.models.torchscale import from_torchscale
 
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from retlab.mixers.retention import retnet_log_decay
+from retlab.mixers.retention_forms import retnet_log_decay
 from retlab.models.causal_lm import RetNetModelHF
 from retlab.models.configuration import RetNetConfig
 

@@ -1,0 +1,238 @@
+"""The forms of retention (Sun et al. 2023, arXiv:2307.08621): attention whose softmax is a decay per head.
+
+out_n = q_n S_n with S_n = gamma S_(n-1) + k_n^T v_n (eq. 6): a linear recurrence over a fixed-size state, which is
+also a masked product over all pairs (eq. 5) and, in between, a product within chunks joined by one state per chunk
+(eq. 7). The three forms compute the same function here, in outputs, final state and gradients.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+FORMS = ("parallel", "chunkwise", "recurrent")
+
+# An exponent that stands for "no path between these two tokens": it picks the zero at the end of the power table.
+BLOCKED = -1
+
+
+class RetentionState(NamedTuple):
+    """What retention remembers: `memory` (batch, heads, key width, value width) in float32, S_n of eq. 6."""
+
+    memory: torch.Tensor
+
+
+class _Inputs(NamedTuple):
+    """What every form computes retention of; see `retention`."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    log_decay: torch.Tensor
+    state: RetentionState | None
+    segment_ids: torch.Tensor | None
+
+
+# The longest chunk whose decays are folded into queries and keys: gamma_0^512 is 9e-8, which float32 and bfloat16,
+# but not float16, can divide by again.
+LONGEST_FOLDED = 512
+
+
+class _Paths(NamedTuple):
+    """Decay exponents, counted in real tokens, between the places of a chunked sequence; BLOCKED where none leads.
+
+    The first dimension is the batch, or 1. N chunks of C tokens; state j is the memory before chunk j.
+    """
+
+    # Key m to query n of one chunk (b, N or 1, C, C).
+    pair: torch.Tensor
+    # The beginning of its chunk to query n, key m to the end of its chunk (b, N or 1, C); both together (b, N).
+    since: torch.Tensor
+    until: torch.Tensor
+    span: torch.Tensor
+    # State i, or the keys of chunk i - 1, to state j (b, N + 1, N + 1).
+    join: torch.Tensor
+    # Which queries read the memory before their chunk, and which keys write to that after it (b, N, C); None is all.
+    reads: torch.Tensor | None
+    writes: torch.Tensor | None
+
+
+def retnet_log_decay(num_heads: int, device: torch.device) -> torch.Tensor:
+    """log(gamma_h), gamma_h = 1 - 2^(-5 - h) for head h = 0, 1, ... (eq. 8), as (heads,) float64."""
+    return torch.log1p(-torch.exp2(-5.0 - torch.arange(num_heads, dtype=torch.float64, device=device)))
+
+
+def retention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    state: RetentionState | None = None,
+    segment_ids: torch.Tensor | None = None,
+    form: str = "chunkwise",
+    chunk_size: int = 128,
+) -> tuple[torch.Tensor, RetentionState]:
+    """The retention of (positioned and scaled) queries, keys and values, and the state after the last token.
+
+    q and k (batch, heads, tokens, key width), v (batch, heads, tokens, value width); products are computed in the
+    dtype of v, and wider q and k are rounded to it once, decayed. `log_decay` (heads,) float64; `segment_ids`
+    (batch, tokens) int64 as in `base`. Returns (batch, heads, tokens, value width) in the dtype of v. Memory is
+    linear in tokens for "chunkwise" and "recurrent", quadratic for "parallel". The state's memory is kept in float32
+    in every dtype, and autocast is left out: a sum over thousands of tokens does not fit bfloat16.
+    """
+    inputs = _Inputs(q, k, v, log_decay, state, segment_ids)
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        if form == "recurrent":
+            return _recurrent(inputs)
+        tokens = q.shape[-2]
+        return _chunked(inputs, chunk=tokens if form == "parallel" else min(chunk_size, tokens))
+
+
+def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]:
+    """Eq. 7 for all chunks at once; with one chunk over all tokens this is the parallel form, eq. 5."""
+    q, k, v, log_decay, state, segment_ids = inputs
+    tokens = q.shape[-2]
+    paths = _plain_paths(tokens, chunk, q.device) if segment_ids is None else _segment_paths(segment_ids, chunk)
+    powers = _power_table(log_decay, tokens)
+    q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))  # (B, H, N, C, width)
+
+    # Queries with the decay since their chunk began, keys with that until its end: what the memory is read and
+    # written with. Their products have decayed by the whole chunk too much, and are the scores once that is undone.
+    late_q = (q * _decays(powers, paths.since, torch.float32).unsqueeze(-1)).to(v.dtype)
+    early_k = (k * _decays(powers, paths.until, torch.float32).unsqueeze(-1)).to(v.dtype)
+    if chunk <= LONGEST_FOLDED and v.dtype != torch.float16:
+        undone = (paths.span[:, None] * -log_decay[:, None]).exp()[..., None, None]  # (b, H, N, 1, 1)
+        weights = torch.where(paths.pair[:, None] >= 0, undone, 0.0).to(v.dtype)
+        scores = (late_q @ early_k.transpose(-1, -2)) * weights
+    else:
+        scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)) * _decays(powers, paths.pair, v.dtype)
+    out = scores @ v
+    late_q, early_k = _only(late_q, paths.reads), _only(early_k, paths.writes)
+
+    # What every chunk adds to the memory at its end, after the memory that came in (the 0th, empty without state).
+    added = early_k.transpose(-1, -2) @ v  # (B, H, N, dk, dv)
+    join = _decays(powers, paths.join, torch.float32)  # (b, H, N + 1, N + 1)
+    if state is None:
+        join = join[..., 1:]
+    else:
+        added = torch.cat((state.memory.unsqueeze(2), added.to(torch.float32)), dim=2)
+    if state is not None or k.shape[2] > 1:
+        # The memory before every chunk, in the dtype in which it is read: in training this is the largest tensor.
+        before = join[..., :-1, :].to(v.dtype) @ added.flatten(-2).to(v.dtype)
+        before = before.unflatten(-1, added.shape[-2:])
+        out = out + late_q @ before
+    last = (join[..., -1:, :] @ added.flatten(-2).to(torch.float32)).view(*q.shape[:2], *added.shape[-2:])
+    return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
+
+
+def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:
+    """Eq. 6, one token after the other."""
+    q, k, v, log_decay, state, segment_ids = inputs
+    batch, heads, tokens, key_width = q.shape
+    dtype = v.dtype
+    q, k, v = (x.to(torch.float32) for x in (q, k, v))
+    memory = q.new_zeros(batch, heads, key_width, v.shape[-1]) if state is None else state.memory
+    gamma = log_decay.exp().to(torch.float32)[:, None, None]
+    keep: torch.Tensor | None = None
+    if segment_ids is not None:
+        real = (segment_ids >= 0)[:, None, :, None].to(torch.float32)
+        q, k = q * real, k * real
+        # Padding keeps the memory as it is, a new document drops it, any other token lets it decay.
+        continues = (segment_ids == _current_document(segment_ids)[:, :-1])[:, None, :, None]
+        keep = torch.where(real > 0, torch.where(continues, gamma.squeeze(-1)[:, None], 0.0), 1.0).unsqueeze(-1)
+    outputs = []
+    for t in range(tokens):
+        decayed = memory * (gamma if keep is None else keep[:, :, t])
+        memory = decayed + k[:, :, t, :, None] * v[:, :, t, None, :]
+        outputs.append(q[:, :, t, None, :] @ memory)
+    return torch.cat(outputs, dim=2).to(dtype), RetentionState(memory)
+
+
+def torchscale_parallel_retention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, segment_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The parallel form with the normaliser of TorchScale 0.3.0 (`MultiScaleRetention.parallel_forward`).
+
+    The decays of a query are divided by the root of their sum, and its scores by the size of their own sum where
+    that exceeds one. The second has no recurrent counterpart, so this form alone reproduces TorchScale's outputs at
+    a norm epsilon that is not negligible. Shapes as for `retention`.
+    """
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        tokens = q.shape[-2]
+        paths = _plain_paths(tokens, tokens, q.device) if segment_ids is None else _segment_paths(segment_ids, tokens)
+        decays = _decays(_power_table(log_decay, tokens), paths.pair, torch.float32).squeeze(2)
+        # Padding reads nothing, so its row sums to zero.
+        decays = decays / decays.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        scores = (q @ k.transpose(-1, -2)) * decays.to(q.dtype)
+        scores = scores / scores.detach().sum(dim=-1, keepdim=True).abs().clamp(min=1)
+        return scores @ v
+
+
+def _split_chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
+    """(B, H, T, width) to (B, H, N, C, width); zeros fill the last chunk and, as keys, write nothing."""
+    missing = -x.shape[-2] % chunk
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.unflatten(-2, (-1, chunk))
+
+
+def _power_table(log_decay: torch.Tensor, longest: int) -> torch.Tensor:
+    """gamma^0, ..., gamma^longest, and a last zero for BLOCKED (heads, longest + 2), from float64."""
+    exponents = torch.arange(longest + 1, dtype=torch.float64, device=log_decay.device)
+    return F.pad((log_decay[:, None] * exponents).exp(), (0, 1)).to(torch.float32)
+
+
+def _decays(powers: torch.Tensor, exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """gamma_h^exponent, zero where BLOCKED: (b, ...) int64 to (b, H, ...)."""
+    return powers.to(dtype)[:, exponents].movedim(0, 1)
+
+
+def _plain_paths(tokens: int, chunk: int, device: torch.device) -> _Paths:
+    """Exponents where every token is real and of one document; the same for all rows and, but for the end, chunks."""
+    place = torch.arange(chunk, device=device)
+    pair = place[:, None] - place[None, :]
+    starts = torch.arange(-(-tokens // chunk) + 1, device=device) * chunk  # (N + 1,)
+    boundaries = starts.clamp(max=tokens)
+    until = boundaries[1:, None] - 1 - (starts[:-1, None] + place)
+    join = boundaries[:, None] - boundaries[None, :]
+    # A negative exponent runs backwards in time, and is BLOCKED.
+    pair, until, join = (x.clamp(min=BLOCKED) for x in (pair, until, join))
+    since, span = (place + 1)[None, None], boundaries.diff()[None]
+    return _Paths(pair[None, None], since, until[None], span, join[None], reads=None, writes=None)
+
+
+def _current_document(segment_ids: torch.Tensor) -> torch.Tensor:
+    """The document that is open before each token and after the last: (B, T) to (B, T + 1)."""
+    return F.pad(segment_ids, (1, 0)).clamp(min=0).cummax(dim=1).values
+
+
+def _segment_paths(segment_ids: torch.Tensor, chunk: int) -> _Paths:
+    """Exponents with padding and document boundaries: real tokens are counted per row, documents do not meet."""
+    segment_ids = F.pad(segment_ids, (0, -segment_ids.shape[1] % chunk), value=-1)
+    count = F.pad((segment_ids >= 0).cumsum(dim=1), (1, 0))  # (B, T + 1) real tokens before each token
+    document = _current_document(segment_ids)[:, ::chunk]  # (B, N + 1) at the chunks' boundaries
+    boundary = count[:, ::chunk]
+    segment = segment_ids.unflatten(1, (-1, chunk))  # (B, N, C)
+    through = count[:, 1:].unflatten(1, (-1, chunk))
+    real = segment >= 0
+
+    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=segment_ids.device).tril()
+    pair = _allow(
+        through[..., :, None] - through[..., None, :],
+        causal & real[..., None, :] & (segment[..., :, None] == segment[..., None, :]),
+    )
+    since = _allow(through - boundary[:, :-1, None], real)
+    until = _allow(boundary[:, 1:, None] - through, real)
+    reads, writes = segment == document[:, :-1, None], segment == document[:, 1:, None]
+    earlier = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=segment_ids.device).tril()
+    join = _allow(boundary[:, :, None] - boundary[:, None, :], earlier & (document[:, :, None] == document[:, None, :]))
+    return _Paths(pair, since, until, boundary.diff(dim=1), join, reads, writes)
+
+
+def _only(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """x (B, H, N, C, width) with zeros but at `places` (b, N, C), None for all."""
+    return x if places is None else x * places[:, None, :, :, None]
+
+
+def _allow(exponents: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    return torch.where(allowed, exponents, BLOCKED)
