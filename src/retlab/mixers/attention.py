@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .base import Mixer, Projection, head_width
+from .base import Mixer, head_width
+from .projections import Projection, project
 from .rotary import RopeFrequencies, Rotation, rotate_halves
 
 
@@ -50,9 +51,9 @@ class Attention(Mixer):
         state: AttentionState | None = None,
     ) -> tuple[torch.Tensor, AttentionState]:
         assert rotation is not None
-        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
-        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
-        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        projected = project(hidden, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in projected)
+        q, k, v = (x.transpose(1, 2) for x in (rotate_halves(q, rotation), rotate_halves(k, rotation), v))
         dropout = self.dropout if self.training else 0.0
         if state is not None:
             k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)

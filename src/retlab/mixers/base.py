@@ -29,17 +29,6 @@ MixerState = Any
 """A named tuple of tensors, batch first, whose type only its mixer knows; None where there is nothing to keep."""
 
 
-class Projection(nn.Linear):
-    """A linear map without bias, initialised as Xavier uniform with a gain (Glorot and Bengio 2010, eq. 16)."""
-
-    def __init__(self, in_features: int, out_features: int, gain: float) -> None:
-        self.gain = gain
-        super().__init__(in_features, out_features, bias=False)
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight, gain=self.gain)
-
-
 class Mixer(nn.Module):
     """Base of sequence and channel mixers. Settings are the constructor's keyword arguments after `hidden_size`.
 

@@ -14,9 +14,10 @@ from itertools import pairwise
 import torch
 from torch.nn import functional as F
 
-from .base import Mixer, Projection, head_width
+from .base import Mixer, head_width
 from .dilated_slots import Branch, TokenOrder, branch_slots, head_offsets, token_order
 from .dilated_state import DilatedState, next_state, one_more_token, past_of, take_tokens
+from .projections import Projection
 from .rotary import RopeFrequencies, Rotation, rotate_halves
 from .segment_attention import EMPTY, attend_in_blocks, widened
 

@@ -3,7 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from .base import Mixer, Projection, head_width
+from .base import Mixer, head_width
+from .projections import Projection, project
 from .retention_forms import FORMS, RetentionState, retention, retnet_log_decay, torchscale_parallel_retention
 from .rotary import RetNetFrequencies, Rotation, rotate_pairs
 
@@ -56,10 +57,10 @@ class Retention(Mixer):
         state: RetentionState | None = None,
     ) -> tuple[torch.Tensor, RetentionState]:
         assert rotation is not None
-        q = rotate_pairs(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation)
-        k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation)
-        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
-        q, k, v = (x.transpose(1, 2) for x in (q, k * self.key_width**-0.5, v))
+        q, k, v, gate = project(hidden, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
+        q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation) * self.key_width**-0.5
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         log_decay = retnet_log_decay(self.num_heads, hidden.device)
         if self.torchscale_normalizer:
             if state is not None or self.form in ("chunkwise", "recurrent"):
@@ -74,7 +75,7 @@ class Retention(Mixer):
             form = self.form or self._default_form(hidden.shape[1])
             out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)
         out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps).flatten(-2)
-        return self.out_proj(F.silu(self.g_proj(hidden)) * out), new_state
+        return self.out_proj(F.silu(gate) * out), new_state
 
     def _default_form(self, tokens: int) -> str:
         if tokens == 1:

@@ -1,0 +1,63 @@
+"""Linear maps without bias: their initialisation, and several of one input as one product."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# Tokens from which one product is faster: joining the weights, which it needs, costs as much as reading them.
+JOINED_FROM = 1024
+
+
+class Projection(nn.Linear):
+    """A linear map without bias, initialised as Xavier uniform with a gain (Glorot and Bengio 2010, eq. 16)."""
+
+    def __init__(self, in_features: int, out_features: int, gain: float) -> None:
+        self.gain = gain
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight, gain=self.gain)
+
+
+def project(hidden: torch.Tensor, *projections: nn.Linear) -> tuple[torch.Tensor, ...]:
+    """The outputs of several linear maps without bias of the same `hidden` (batch, tokens, hidden_size).
+
+    Compiled for a GPU this is one product over the joined weights: the larger the product, the nearer to the
+    chip's rate. Nowhere else is there anything to gain.
+    """
+    if torch.compiler.is_compiling() and hidden.is_cuda and hidden.shape[:-1].numel() >= JOINED_FROM:
+        return joined_projections(hidden, *(projection.weight for projection in projections))
+    return tuple(projection(hidden) for projection in projections)
+
+
+def joined_projections(hidden: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`hidden` (batch, tokens, hidden_size) times every weight (features, hidden_size), in one product."""
+    return _Split.apply(F.linear(hidden, torch.cat(weights)), [len(weight) for weight in weights])
+
+
+class _Split(torch.autograd.Function):
+    """Splits the last dimension; in the backward pass every gradient is written to its place by who computes it.
+
+    The concatenation that autograd would make is one kernel to Inductor, which computes all gradients at all places:
+    on an H100 it took 8 ms of a step of 60.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, widths: list[int]) -> tuple[torch.Tensor, ...]:
+        ctx.widths = widths
+        return x.split(widths, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        leading, total = gradients[0].shape[:-1], sum(ctx.widths)
+        joined = gradients[0].new_empty(leading.numel(), total)
+        start = total
+        # The last come first: mixers use their projections in order, so these gradients are known first. A strided
+        # view is what Inductor writes to in place.
+        for gradient, width in zip(reversed(gradients), reversed(ctx.widths), strict=True):
+            start -= width
+            place = joined.as_strided((leading.numel(), width), (total, 1), start)
+            place.copy_(gradient.reshape(-1, width))
+        return joined.view(*leading, total), None
