@@ -74,8 +74,10 @@ class Retention(Mixer):
         else:
             form = self.form or self._default_form(hidden.shape[1])
             out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)
-        out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps).flatten(-2)
-        return self.out_proj(F.silu(gate) * out), new_state
+        out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps)
+        # By heads, as the norm is: in another shape Inductor makes the gate a kernel of its own.
+        out = F.silu(gate.unflatten(-1, (self.num_heads, -1))) * out
+        return self.out_proj(out.flatten(-2)), new_state
 
     def _default_form(self, tokens: int) -> str:
         if tokens == 1:

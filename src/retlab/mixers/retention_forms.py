@@ -93,25 +93,27 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
     q, k, v, log_decay, state, segment_ids = inputs
     tokens = q.shape[-2]
     paths = _plain_paths(tokens, chunk, q.device) if segment_ids is None else _segment_paths(segment_ids, chunk)
-    powers = _power_table(log_decay, tokens)
+    powers = _power_table(log_decay, chunk)
     q, k, v = (_split_chunks(x, chunk) for x in (q, k, v))  # (B, H, N, C, width)
 
     # Queries with the decay since their chunk began, keys with that until its end: what the memory is read and
     # written with. Their products have decayed by the whole chunk too much, and are the scores once that is undone.
     late_q = (q * _decays(powers, paths.since, torch.float32).unsqueeze(-1)).to(v.dtype)
     early_k = (k * _decays(powers, paths.until, torch.float32).unsqueeze(-1)).to(v.dtype)
-    if chunk <= LONGEST_FOLDED and v.dtype != torch.float16:
-        undone = (paths.span[:, None] * -log_decay[:, None]).exp()[..., None, None]  # (b, H, N, 1, 1)
-        weights = torch.where(paths.pair[:, None] >= 0, undone, 0.0).to(v.dtype)
-        scores = (late_q @ early_k.transpose(-1, -2)) * weights
-    else:
+    if chunk > LONGEST_FOLDED or v.dtype == torch.float16:
         scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)) * _decays(powers, paths.pair, v.dtype)
+    else:
+        undone = 1 / _decays(powers, paths.span, torch.float32)  # (b, H, N)
+        weights = torch.where(paths.pair[:, None] >= 0, undone[..., None, None], 0.0).to(v.dtype)
+        scores = (late_q @ early_k.transpose(-1, -2)) * weights
     out = scores @ v
     late_q, early_k = _only(late_q, paths.reads), _only(early_k, paths.writes)
 
     # What every chunk adds to the memory at its end, after the memory that came in (the 0th, empty without state).
     added = early_k.transpose(-1, -2) @ v  # (B, H, N, dk, dv)
-    join = _decays(powers, paths.join, torch.float32)  # (b, H, N + 1, N + 1)
+    # (b, H, N + 1, N + 1)
+    join = torch.where(paths.join[:, None] >= 0, (paths.join[:, None] * log_decay[:, None, None]).exp(), 0.0)
+    join = join.to(torch.float32)
     if state is None:
         join = join[..., 1:]
     else:
@@ -177,9 +179,12 @@ def _split_chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
 
 
 def _power_table(log_decay: torch.Tensor, longest: int) -> torch.Tensor:
-    """gamma^0, ..., gamma^longest, and a last zero for BLOCKED (heads, longest + 2), from float64."""
-    exponents = torch.arange(longest + 1, dtype=torch.float64, device=log_decay.device)
-    return F.pad((log_decay[:, None] * exponents).exp(), (0, 1)).to(torch.float32)
+    """gamma^0, ..., gamma^longest, and a last zero for BLOCKED (heads, longest + 2), from float64.
+
+    Multiplied up: compiled, powers by `exp` would not be kept, but computed again, in float64, for every channel.
+    """
+    gammas = log_decay.exp()[:, None].expand(-1, longest)
+    return F.pad(F.pad(gammas, (1, 0), value=1.0).cumprod(dim=1), (0, 1)).to(torch.float32)
 
 
 def _decays(powers: torch.Tensor, exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
