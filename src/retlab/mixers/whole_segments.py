@@ -21,7 +21,12 @@ def has_flash(q: torch.Tensor) -> bool:
         return True
     if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and torch.cuda.get_device_properties(q.device).major >= 8
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and _gpu_has_flash()
+
+
+@torch.compiler.assume_constant_result
+def _gpu_has_flash() -> bool:
+    return torch.cuda.get_device_capability() >= (8, 0)
 
 
 def attend_in_whole_segments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, branches: list[Branch]) -> torch.Tensor:
@@ -70,21 +75,16 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Ten
     return result[0], result[1], [result[6], result[7]]
 
 
-def _flash_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    total: torch.Tensor,
-    random: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, with weights exp(score - total) and the weighted sum `out`."""
-    if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, total, 0.0, True)
-    slots = q.shape[2]
+def _flash_backward(tensors: tuple[torch.Tensor, ...], random: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Gradients of q, k and v; `tensors` are the gradient of the output, q, k, v, the output and the denominators.
+
+    The weights are exp(score - denominator), and the output is what these weights would sum to.
+    """
+    if tensors[0].device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, 0.0, True)
+    slots = tensors[0].shape[2]
     return torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, total, None, None, slots, slots, 0.0, True, *random
+        *tensors, None, None, slots, slots, 0.0, True, *random
     )
 
 
@@ -115,9 +115,9 @@ class _WholeSegments(torch.autograd.Function):
             totals.append(_at_tokens(_segments(total, batch), branch, tokens, EMPTY))
             random += states
         together = torch.stack(totals).logsumexp(0)
-        shares = [(total - together).exp()[..., None] for total in totals]
-        parts = [_at_tokens(out, branch, tokens, 0.0) for out, branch in zip(outs, branches, strict=True)]
-        mixed = sum(share * part for share, part in zip(shares, parts, strict=True))
+        mixed: Any = 0
+        for branch, out, total in zip(branches, outs, totals, strict=True):
+            mixed = mixed + (total - together).exp()[..., None] * _at_tokens(out, branch, tokens, 0.0)
         return (mixed.to(v.dtype), together, *random)
 
     @staticmethod
@@ -133,9 +133,10 @@ class _WholeSegments(torch.autograd.Function):
         states = len(random) // len(ctx.branches)
         sums: list[Any] = [0, 0, 0]
         for index, branch in enumerate(ctx.branches):
-            grad_out, *kept = (_sequences(_kept(x, branch)) for x in (grad, q, k, v, mixed))
+            grad_out, *kept = [_sequences(_kept(x, branch)) for x in (grad, q, k, v, mixed)]
             total = _sequences(_kept(together[..., None], branch))[..., 0].contiguous()
-            found = _flash_backward(grad_out, *kept, total, random[states * index : states * (index + 1)])
+            own = random[states * index : states * (index + 1)]
+            found = _flash_backward((grad_out, *kept, total), own)
             for place, part in enumerate(found):
                 at_tokens = _at_tokens(_segments(part, batch), branch, tokens, 0.0)
                 sums[place] = sums[place] + widened(at_tokens)
