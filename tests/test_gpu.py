@@ -89,6 +89,29 @@ def test_compiled_training_step_equals_the_eager_one(architecture: str) -> None:
     assert max(_error(b, a) for a, b in zip(eager, compiled, strict=True)) < 1e-4
 
 
+def test_longnets_flash_attention_is_near_float64_in_outputs_and_gradients() -> None:
+    from retlab.mixers.dilated_attention import dilated_attention
+    from retlab.mixers.dilated_slots import Branch
+    from retlab.mixers.whole_segments import has_flash
+
+    branches = [Branch(256, 1), Branch(500, 3), Branch(2048, 8)]
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 6, 1500, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    weight = torch.randn(2, 6, 1500, 64, device="cuda", dtype=torch.bfloat16)
+    assert has_flash(inputs[0])
+
+    def results(function, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (x.to(dtype).requires_grad_() for x in inputs)
+        out = function(q, k, v, branches)[0]
+        return [out, *torch.autograd.grad(out, (q, k, v), weight.to(dtype))]
+
+    # In float64 there is no flash attention on a GPU, and the plain form runs.
+    expected = results(dilated_attention, torch.float64)
+    for function in (dilated_attention, torch.compile(dilated_attention, dynamic=False)):
+        for mine, wanted in zip(results(function, torch.bfloat16), expected, strict=True):
+            assert _error(mine, wanted) < 3e-2
+
+
 def test_the_memory_of_longnet_grows_linearly_up_to_32768_tokens() -> None:
     model = _model("longnet", num_hidden_layers=1).cuda().train()
     peaks = []

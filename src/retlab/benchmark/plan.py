@@ -1,6 +1,6 @@
 """What the benchmark measures: models, shapes and patience, by device or from a configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from retlab.config import ExperimentConfig
@@ -28,6 +28,10 @@ class Subject:
     model: ModelSettings
     train: TrainSection
     vocab_size: int
+    training: tuple[Shape, ...] = ()
+    "Its own shapes of training steps; empty takes those of the plan."
+    generation: tuple[Shape, ...] = ()
+    "Its own contexts; empty takes those of the plan."
 
     @property
     def architecture(self) -> str:
@@ -73,8 +77,12 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
             {**sizes, "architecture": "transformer", "num_attention_heads": 16, "intermediate_size": 2816,
              "tie_word_embeddings": True},
         ]  # fmt: skip
+        long = {**models[1], "architecture": "longnet", "segment_lengths": [1024, 2048, 4096]}
         return Plan(
-            _subjects(models, train),
+            (
+                *_subjects(models, train),
+                _longnet(long, train, (Shape(4, 8192), Shape(2, 16384), Shape(1, 32768)), _shapes((1,), (2048, 16384))),
+            ),
             training=(Shape(8, 2048), Shape(2, 8192)),
             generation=_shapes((1, 16), (256, 2048, 8192, 16384)),
             text_bytes=8_000_000,
@@ -85,8 +93,9 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
         {**sizes, "architecture": "retnet", "chunk_size": 64},
         {**sizes, "architecture": "transformer", "intermediate_size": 352, "tie_word_embeddings": True},
     ]
+    long = {**models[1], "architecture": "longnet", "segment_lengths": [64, 128, 256]}
     return Plan(
-        _subjects(models, train),
+        (*_subjects(models, train), _longnet(long, train, (Shape(4, 512), Shape(1, 2048)), _shapes((1,), (256,)))),
         training=(Shape(4, 256), Shape(1, 1024)),
         generation=_shapes((1, 4), (32, 256)),
         text_bytes=2_000_000,
@@ -120,6 +129,14 @@ def plan_of(config: ExperimentConfig, device: Device) -> Plan:
 def _subjects(models: list[dict[str, Any]], train: TrainSection) -> tuple[Subject, ...]:
     settings = [ExperimentConfig.model_validate({"model": model}).model for model in models]
     return tuple(Subject(model, _alone(train), model.vocab_size or 0) for model in settings)
+
+
+def _longnet(
+    model: dict[str, Any], train: TrainSection, training: tuple[Shape, ...], generation: tuple[Shape, ...]
+) -> Subject:
+    """LongNet in steps of as many tokens each, whose cost must not depend on the length."""
+    (subject,) = _subjects([{**model, "dilation_ratios": [1, 2, 4]}], train)
+    return replace(subject, training=training, generation=generation)
 
 
 def _alone(train: TrainSection) -> TrainSection:

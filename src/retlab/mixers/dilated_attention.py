@@ -20,6 +20,7 @@ from .dilated_state import DilatedState, next_state, one_more_token, past_of, ta
 from .projections import Projection
 from .rotary import RopeFrequencies, Rotation, rotate_halves
 from .segment_attention import EMPTY, attend_in_blocks, widened
+from .whole_segments import attend_in_whole_segments, has_flash
 
 
 def check_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int], num_heads: int) -> None:
@@ -110,7 +111,8 @@ def dilated_attention(
         if state is not None and q.shape[2] == 1:
             return one_more_token(q, k, v, branches, segment_ids, state)
         order = token_order(q.shape[2], segment_ids, None if state is None else state.place, q.device)
-        out = _mix(q, k, v, branches, order, state)
+        whole = order.plain and has_flash(q)
+        out = attend_in_whole_segments(q, k, v, branches) if whole else _mix(q, k, v, branches, order, state)
         return out, next_state(k, v, branches, order, state)
 
 
