@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tests.training.experiment import make_config, make_inputs, start
-from tests.training.several_processes import TIED, assert_two_train_as_one
 
 from retlab.errors import EXIT_OK, EXIT_USER_ERROR
 from retlab.section import PROJECT_ROOT
 from retlab.training.checkpoints import CheckpointStore
+from tests.training.experiment import make_config, make_inputs, start
+from tests.training.several_processes import TIED, assert_two_train_as_one
 
 pytestmark = [
     pytest.mark.component,
