@@ -6,6 +6,11 @@
 Without CONFIG a RetNet and a Transformer are measured at fixed sizes: 242 and 187 million parameters on a GPU, small
 ones on a CPU. With it, the model, window and micro-batch of that configuration, and peers of the same sizes. Leaves
 benchmark.csv and benchmark.md, which grow with every measurement, and benchmark.png.
+
+    python src/benchmark_speed.py [CONFIG [key.path=value ...]] --devices 2
+
+measures instead the first of these trainings in one process and in several, by DDP and by FSDP, at the same batch per
+process, and leaves devices.csv and devices.md.
 """
 
 import argparse
@@ -14,7 +19,7 @@ import sys
 from pathlib import Path
 
 from retlab.command import Parser, run_command
-from retlab.config import load_config
+from retlab.config import ExperimentConfig, load_config
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT, shown_path
 from retlab.training.settings import TrainSection
@@ -29,6 +34,7 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="measure this experiment's model and shapes")
     parser.add_argument("rest", metavar="key.path=value", nargs="*", help="overrides of the configuration")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to measure; auto takes a GPU")
+    parser.add_argument("--devices", metavar="N", type=int, help="measure training on N GPUs against one, nothing else")
     parser.add_argument("--peers", metavar="NAMES", help=PEERS_HELP)
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=f"default {shown_path(DEFAULT_OUTPUT)}")
     options, unknown = parser.parse_known_intermixed_args()
@@ -50,11 +56,34 @@ def main() -> None:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("command line: --device is cuda, but torch sees no GPU here; take cpu, or check the driver")
+    if options.devices is not None:
+        measure_devices(options, config, train)
+        return
     from retlab.benchmark.run import run_benchmark
 
     words = ["bash", "scripts/benchmark_speed.sh", *sys.argv[1:]]
-    output = (options.output or DEFAULT_OUTPUT).expanduser().absolute()
-    run_benchmark(config, train, options.peers, output, shlex.join(words))
+    run_benchmark(config, train, options.peers, output_folder(options), shlex.join(words))
+
+
+def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None, train: TrainSection) -> None:
+    """Training in one process and in several."""
+    from retlab.benchmark.plan import default_plan, plan_of
+    from retlab.benchmark.several import run_several
+    from retlab.training.hardware import choose_hardware
+
+    if options.devices < 2 or options.peers is not None:
+        raise UserError("command line: --devices takes 2 or more, and goes without --peers")
+    hardware = choose_hardware(train.model_copy(update={"devices": options.devices}))
+    if config is None:
+        plan = default_plan(hardware.device, train)
+    else:
+        plan = plan_of(config.model_copy(update={"train": train}), hardware.device)
+    run_several(plan, hardware.device, options.devices, output_folder(options), str(hardware))
+
+
+def output_folder(options: argparse.Namespace) -> Path:
+    """Where the results go."""
+    return (options.output or DEFAULT_OUTPUT).expanduser().absolute()
 
 
 if __name__ == "__main__":

@@ -12,44 +12,109 @@ import psutil
 import pytest
 import torch
 from tests.training.conftest import make_request
-from tests.training.test_trainer import DROPOUT, assert_same_training, deterministic, last, run
+from tests.training.experiment import finish, make_config, make_inputs, start
+from tests.training.several_processes import TIED, assert_two_train_as_one
+from tests.training.test_trainer import DROPOUT, assert_same_training, last, run
 
-from retlab.errors import Interrupted
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted
+from retlab.models.causal_lm import RetNetModelHF
+from retlab.section import PROJECT_ROOT
 from retlab.training.checkpoints import CheckpointStore
+from retlab.training.module import Scored, compile_parts
+from retlab.training.objectives import NextToken
 
 pytestmark = pytest.mark.component
 
 
-@pytest.mark.parametrize(("strategy", "packing"), [("ddp", "packed"), ("ddp", "padded"), ("fsdp", "padded")])
-def test_two_processes_train_as_one(splits, strategy, packing):
-    one, two = (
-        make_request(
-            splits, f"{strategy}-{packing}-{n}", devices=n, strategy=strategy, packing=packing, micro_batch_size=2
-        )
-        for n in (1, 2)
-    )
-    run(one)
-    said: list[str] = []
-    run(two, say=said.append)
+@pytest.mark.parametrize(
+    ("strategy", "packing", "model"),
+    [
+        ("ddp", "packed", {}),
+        ("fsdp", "packed", {}),
+        ("ddp", "packed", TIED),
+        ("fsdp", "packed", TIED),
+        ("ddp", "padded", {}),
+    ],
+    ids=["ddp", "fsdp", "ddp-tied-transformer", "fsdp-tied-transformer", "ddp-padded"],
+)
+def test_two_processes_train_as_one(splits, strategy, packing, model):
+    said = assert_two_train_as_one(splits, strategy, packing, model)
     assert any("2 processes, each on CPU, 1 thread" in line for line in said)
-    for left, right in zip(deterministic(one.run_folder), deterministic(two.run_folder), strict=True):
-        assert [float(x or 0) for x in left] == pytest.approx([float(x or 0) for x in right], rel=1e-5)
-    for name, weight in last(one)["model"].items():
-        torch.testing.assert_close(weight, last(two)["model"][name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_training_goes_on_with_another_number_of_processes_and_says_so(splits):
-    one, two = (make_request(splits, "joined", devices=n, micro_batch_size=2) for n in (1, 2))
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_training_goes_on_with_another_number_of_processes_and_says_so(splits, strategy):
+    one, two = (
+        make_request(splits, f"joined-{strategy}", devices=n, strategy=strategy, micro_batch_size=2) for n in (1, 2)
+    )
     whole = make_request(splits, "whole", micro_batch_size=2)
-    run(whole)
+    if not whole.run_folder.exists():
+        run(whole)
     asked = itertools.count(1)
     with pytest.raises(Interrupted):
-        run(one, stop=lambda: next(asked) > 7)
+        run(one, stop=lambda: next(asked) > 4)
+    asked = itertools.count(1)
     said: list[str] = []
-    run(two, say=said.append)
+    with pytest.raises(Interrupted):
+        run(two, stop=lambda: next(asked) > 4, say=said.append)
+    run(one)
     assert any("so far on CPU, 1 thread, float32, now on 2 processes, each on CPU, 1 thread" in line for line in said)
     for name, weight in last(whole)["model"].items():
-        torch.testing.assert_close(weight, last(two)["model"][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weight, last(one)["model"][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("devices", "number"), [(2, signal.SIGKILL), (3, signal.SIGSTOP)])
+def test_a_process_that_dies_is_one_sentence_and_nothing_hangs(tmp_path, devices, number):
+    """SIGSTOP and then SIGKILL: the others already wait for it."""
+    make_inputs(tmp_path)
+    config = make_config(tmp_path, "dies", max_steps=100_000, devices=devices, batch_size=12, validate_every_steps=1000)
+    process = start(config)
+    store = CheckpointStore(tmp_path / "runs" / "dies" / "checkpoints")
+    while process.poll() is None and not store.steps():
+        time.sleep(0.05)
+    helpers = psutil.Process(process.pid).children()
+    helpers[-1].send_signal(number)
+    if number == signal.SIGSTOP:
+        time.sleep(1)
+        helpers[-1].kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_USER_ERROR, output
+    assert f"error: process {devices} of the training was ended by SIGKILL (out of memory?)" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    assert not psutil.wait_procs(helpers, timeout=30)[1]
+    assert store.last() is not None
+
+
+def test_ctrl_c_in_a_terminal_saves_and_ends_all_processes(tmp_path):
+    """The terminal signals the whole group, also while the helpers still start."""
+    make_inputs(tmp_path)
+    config = make_config(tmp_path, "ended", max_steps=100_000, devices=2)
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT_ROOT / "src" / "train_model.py"), str(config)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not psutil.Process(process.pid).children():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_INTERRUPTED, output
+    assert "interrupted: saved after step" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        ({"devices": 3}, "train.batch_size: found 8, which the 3 processes of train.devices do not divide"),
+        ({"devices": 2, "micro_batch_size": 8}, "train.batch_size: found 8, no multiple of micro_batch_size 8 times"),
+    ],
+)
+def test_a_batch_that_processes_cannot_share_is_one_sentence(tmp_path, train, sentence):
+    code, output = finish(make_config(tmp_path, "odd", **train))
+    assert code == EXIT_USER_ERROR
+    assert sentence in output
+    assert len(output.splitlines()) == 1, output
 
 
 def test_two_processes_stopped_and_killed_resume_to_the_same_bits(splits):
@@ -80,3 +145,28 @@ def test_two_processes_stopped_and_killed_resume_to_the_same_bits(splits):
     assert not alive
     run(request)
     assert_same_training(reference, request)
+
+
+def test_ddp_leaves_compiled_blocks_whole(tmp_path, monkeypatch):
+    """Blocks larger than a bucket of gradients: Dynamo, left to itself, cuts their graphs."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **how: compile_module(part, backend=backend, **how))
+    model = RetNetModelHF(vocab_size=64, hidden_size=256, num_hidden_layers=2, num_attention_heads=2)
+    scored = Scored(model, NextToken())
+    compile_parts(scored)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(scored, bucket_cap_mb=1)
+        ids = torch.arange(64)[None]
+        wrapped({"input_ids": ids, "targets": ids, "loss_mask": ids >= 0}).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+    # Retention, gated linear unit, loss.
+    assert len(graphs) == 3

@@ -32,6 +32,12 @@ def main() -> int:
         return EXIT_USER_ERROR
     except Interrupted:
         return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        from retlab.training.processes import EXIT_LOST, lost_connection
+
+        if not lost_connection(error):
+            raise
+        return EXIT_LOST
     return 0
 
 

@@ -33,7 +33,7 @@ def fit(
             max_epochs=1,
             limit_val_batches=0,
             logger=_loggers(request, loop),
-            callbacks=[loop],
+            callbacks=[loop, _Abort()],
             default_root_dir=request.run_folder,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -46,6 +46,19 @@ def fit(
         finally:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
+
+
+class _Abort(pl.Callback):
+    """Gives up the connections between GPUs as soon as this process fails.
+
+    NCCL's orderly end waits for the other processes, and they may wait for this one; so may what is queued on the GPU.
+    """
+
+    def on_exception(self, _trainer: pl.Trainer, module: pl.LightningModule, _exception: BaseException) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
+            assert isinstance(module, TrainingModule)
+            module.agreement.leave()
+            dist.distributed_c10d._abort_process_group()
 
 
 def _strategy(request: TrainingRequest) -> Strategy | str:

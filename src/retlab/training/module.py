@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from retlab.errors import UserError
 from retlab.models.causal_lm import CausalLM
@@ -62,6 +63,9 @@ def compile_parts(scored: Scored) -> None:
     """
     # Kinds of blocks, training and validation, whole and last batches: each is a graph of the same function.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # Under DDP Dynamo would cut graphs where a bucket of gradients is full. Blocks are small enough to share theirs
+    # while the backward pass of the others goes on.
+    torch._dynamo.config.optimize_ddp = False
     for part in (*scored.model.body.blocks, *scored.objective.children()):
         part.compile(dynamic=False)
 
@@ -105,7 +109,7 @@ class TrainingModule(pl.LightningModule):
             compile_parts(self.scored)
         if self.train_section.strategy == "fsdp" and self.trainer.world_size > 1:
             assert self.device_mesh is not None
-            _shard(self.scored, self.device_mesh["data_parallel"], self.bf16)
+            _shard(self.scored, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.train_section)
@@ -164,16 +168,17 @@ class TrainingModule(pl.LightningModule):
         optimizer = self._optimizer()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         highest = self.train_section.gradient_clip_norm
-        if highest is None:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        else:
-            norm = nn.utils.clip_grad_norm_(parameters, highest)
+        # Left to itself torch takes sharded gradients one by one, and asks all processes for the norm each time.
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if highest is not None:
+            nn.utils.clip_grads_with_norm_(parameters, highest, norm, foreach=True)
         factor = learning_rate_factor(self.train_section.schedule, self.state.step, self.total_steps)
         set_learning_rate(optimizer.optimizer, factor)
         self.state.learning_rate = max(group["lr"] for group in optimizer.param_groups)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return norm.detach()
 
     def read_losses(self) -> None:
@@ -258,9 +263,11 @@ def seed_device(device: torch.device, seed: int) -> None:
     generator.manual_seed(seed)
 
 
-def _shard(scored: Scored, mesh: Any, bf16: bool) -> None:
-    """Shard every block by itself and the rest together (FSDP2)."""
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    policy = half if bf16 else MixedPrecisionPolicy()
+def _shard(scored: Scored, mesh: Any) -> None:
+    """Shard every block by itself and the rest together (FSDP2).
+
+    Weights are gathered in float32 and autocast rounds what it rounds in one process. FSDP's own mixed precision
+    would also round norms, rotations and the sums of the embedding's gradient.
+    """
     for module in (*scored.model.body.blocks, scored):
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh)
