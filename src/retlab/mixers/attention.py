@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import Mixer, Projection, head_width
+from .kernels import causal_attention
 from .rotary import RopeFrequencies, Rotation, rotate_halves
 
 
@@ -57,7 +58,7 @@ class Attention(Mixer):
         if state is not None:
             k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
         if segment_ids is None and state is None:
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            out = causal_attention(q, k, v, dropout, self.kernel)
         else:
             allowed = _allowed_pairs(hidden, segment_ids, state)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
