@@ -67,9 +67,7 @@ def _core(mixer: Mixer, batch: int, use: KernelUse, function: Callable[..., obje
     shape = (batch, mixer.num_heads, use.tokens)
 
     def inputs(*widths: int) -> list[torch.Tensor]:
-        return [
-            torch.randn(*shape, width, device=use.device, dtype=use.dtype, requires_grad=True) for width in widths
-        ]
+        return [torch.randn(*shape, width, device=use.device, dtype=use.dtype, requires_grad=True) for width in widths]
 
     if isinstance(mixer, Attention):
         q, k, v = inputs(*[mixer.head_width] * 3)
