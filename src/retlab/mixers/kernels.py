@@ -46,7 +46,7 @@ class Obstacle(NamedTuple):
     """Why a kernel cannot run, and what to change if it should."""
 
     reason: str
-    remedy: str = ""
+    remedy: str
 
 
 KERNELS = {

@@ -17,6 +17,7 @@ from retlab.mixers.kernels import (
     load_kernel,
     package_obstacle,
 )
+from retlab.models.fields import ModelFields
 
 FASTER = 0.95
 """The share of the plain form's time that a kernel may take under `auto`: nearer ones swap places by chance."""
@@ -50,25 +51,35 @@ Timing = Callable[[Mixer, Kernel], tuple[float, float]]
 
 
 def choose_kernels(
-    body: torch.nn.Module, settings: Mapping[str, str], use: KernelUse, timing: Timing | None = None
+    body: torch.nn.Module,
+    model: ModelFields,
+    use: KernelUse,
+    timing: Timing | None = None,
+    refuse: bool = True,
 ) -> list[KernelChoice]:
     """What each kind of mixer of a body runs on, in the order of the mixers' table.
 
     Args:
         body: the blocks, with or without storage behind their weights.
-        settings: values of `attention_kernel` and `retention_kernel`, as far as the model has them.
+        model: its `attention_kernel` and `retention_kernel`, as far as it has them.
         use: the machine and the shape.
         timing: measures a kernel that could run under `auto`; without it, `auto` takes the plain form.
+        refuse: whether a kernel that is asked for by name and cannot run is an error; or else told in the line.
 
     Raises:
-        UserError: a kernel is asked for by name and cannot run.
+        UserError: a kernel is asked for by name and cannot run, under `refuse`.
     """
     choices = []
     for name, kind in MIXERS.items():
         mixers = [module for module in body.modules() if type(module) is kind]
         if not mixers:
             continue
-        kernel, why = _choose(name, mixers, settings, use, timing)
+        try:
+            kernel, why = _choose(name, mixers, model, use, timing)
+        except KernelRefused as error:
+            if refuse:
+                raise UserError(error.sentence) from None
+            kernel, why = None, error.reason
         choices.append(KernelChoice(name, kernel, f"{name.replace('_', ' ')}: {_path(mixers, kernel, use)} ({why})"))
     return choices
 
@@ -83,32 +94,39 @@ def run_on(model: torch.nn.Module, kernels: Mapping[str, str]) -> None:
 
 
 def _choose(
-    name: str, mixers: list[Mixer], settings: Mapping[str, str], use: KernelUse, timing: Timing | None
+    name: str, mixers: list[Mixer], model: ModelFields, use: KernelUse, timing: Timing | None
 ) -> tuple[Kernel | None, str]:
     """A kernel, None for the plain form, and why."""
     kernel = KERNELS.get(name)
     if kernel is None:
         return None, "there is no other kernel for it"
-    asked = settings.get(kernel.setting, "auto")
+    asked = getattr(model, kernel.setting, "auto")
     if asked == kernel.plain:
         return None, "as configured"
     obstacle = kernel_obstacle(kernel, mixers, use)
-    if obstacle is not None and asked == kernel.name:
-        raise UserError(_refusal(kernel, obstacle, package_obstacle(kernel)))
+    if asked == kernel.name:
+        if obstacle is not None:
+            raise KernelRefused(kernel, obstacle)
+        return kernel, "as configured"
     if obstacle is not None:
         return None, obstacle.reason
-    if asked == kernel.name:
-        return kernel, "as configured"
     return _faster(kernel, mixers[0], use, timing)
 
 
-def _refusal(kernel: Kernel, obstacle: Obstacle, package: Obstacle | None) -> str:
-    """Why a kernel that is asked for cannot run, and everything that has to change for it."""
-    both = [obstacle, package] if package is not None and package != obstacle else [obstacle]
-    reasons = ", and ".join(one.reason for one in both)
-    remedies = " and ".join(one.remedy for one in both if one.remedy)
-    instead = f"set it to auto or {kernel.plain}"
-    return f"model.{kernel.setting} is {kernel.name}, but {reasons}; {f'{remedies}, or {instead}' if remedies else instead}"
+class KernelRefused(Exception):
+    """A kernel that is asked for by name cannot run; says why, and all that would have to change."""
+
+    def __init__(self, kernel: Kernel, obstacle: Obstacle) -> None:
+        reason, remedy = obstacle
+        package = package_obstacle(kernel)
+        if package is not None and package != obstacle:
+            reason = f"{reason}, and {package.reason.replace(kernel.title, 'it', 1)}"
+            remedy = f"{remedy} and {package.remedy}"
+        self.reason = f"{kernel.name} is configured, but {reason}"
+        self.sentence = (
+            f"model.{kernel.setting} is {kernel.name}, but {reason}; {remedy}, or set it to auto or {kernel.plain}"
+        )
+        super().__init__(self.sentence)
 
 
 def _faster(kernel: Kernel, mixer: Mixer, use: KernelUse, timing: Timing | None) -> tuple[Kernel | None, str]:

@@ -34,9 +34,8 @@ def training_kernels(
         keeps_documents_apart(data),
         hardware.compiled,
     )
-    settings = {key: getattr(fields, key) for key in ("attention_kernel", "retention_kernel") if hasattr(fields, key)}
     timing = _timing(micro_batch_size(train), use) if measure else None
-    return choose_kernels(body_without_weights(fields), settings, use, timing)
+    return choose_kernels(body_without_weights(fields), fields, use, timing)
 
 
 def keeps_documents_apart(data: DataSection) -> bool:
