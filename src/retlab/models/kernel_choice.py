@@ -99,7 +99,7 @@ def _choose(
     """A kernel, None for the plain form, and why."""
     kernel = KERNELS.get(name)
     if kernel is None:
-        return None, "there is no other kernel for it"
+        return None, "the only kernel that it has"
     asked = getattr(model, kernel.setting, "auto")
     if asked == kernel.plain:
         return None, "as configured"
@@ -200,6 +200,6 @@ def _path(mixers: list[Mixer], kernel: Kernel | None, use: KernelUse) -> str:
 
 def _form(mixer: Retention, tokens: int) -> str:
     if mixer.torchscale_normalizer:
-        return "parallel with TorchScale's normaliser"
+        return "parallel form with TorchScale's normaliser"
     form = mixer.form_for(tokens)
-    return f"chunkwise, chunks of {mixer.chunk_size} tokens" if form == "chunkwise" else form
+    return f"chunkwise, chunks of {mixer.chunk_size} tokens" if form == "chunkwise" else f"{form} form"

@@ -188,25 +188,18 @@ def _machine(request: TrainingRequest, hardware: Hardware) -> str:
 
 def _too_large(request: TrainingRequest, module: TrainingModule) -> tuple[str, str]:
     """What ran out of memory in a training, and what to do."""
-    section, length, step = request.train, request.data.sequence_length, module.state.step
+    section, step = request.train, module.state.step
     when = f"in step {step + 1:,}" if module.scored.training else f"in the validation after step {step:,}"
     micro, share = micro_batch_size(section), section.batch_size // section.devices
-    windows = f"{micro} {'window' if micro == 1 else 'windows'}"
+    windows = f"{micro} {'window' if micro == 1 else 'windows'} of {request.data.sequence_length:,} tokens"
     smaller = [size for size in range(1, micro // 2 + 1) if share % size == 0]
-    ways = [f"train.micro_batch_size to {smaller[-1]} or less (the global batch stays {section.batch_size})"] * bool(
-        smaller
-    )
-    ways += ["data.sequence_length or the model's sizes (another training)"]
-    lower = f"lower {' or '.join(ways)}"
+    ways = [f"lower train.micro_batch_size to {smaller[-1]} or less (a step keeps its batch)"] if smaller else []
     if not section.gradient_checkpointing:
-        lower += ", or set train.gradient_checkpointing to true"
+        ways.append("set train.gradient_checkpointing to true")
+    ways.append("lower data.sequence_length or the model's sizes (which starts another training)")
     saved = CheckpointStore(_checkpoints(request)).steps()
-    kept = f"the checkpoint of step {saved[-1]:,} is kept, and" if saved else "there is no checkpoint yet;"
-    goes_on = "continues from it" if saved else "starts anew"
-    return (
-        f"a micro-batch of {windows} of {length:,} tokens {when}",
-        f"{lower}; {kept} the same command with a smaller micro-batch {goes_on}",
-    )
+    kept = f"the checkpoint of step {saved[-1]:,} is kept, and the training goes on from it" if saved else ""
+    return f"a micro-batch of {windows} {when}", "; ".join(filter(None, [", or ".join(ways), kept]))
 
 
 def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule, batches: TokenLoader) -> LoopFacts:
