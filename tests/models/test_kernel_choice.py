@@ -170,7 +170,7 @@ def test_a_saved_model_whose_kernel_is_missing_computes_in_the_plain_form_and_wa
     monkeypatch.setattr("retlab.models.causal_lm.logger.warning_once", seen.append)
     loaded = MODELS[architecture].from_pretrained(tmp_path).eval()
     assert len(seen) == 1
-    assert "is not installed: running on PyTorch" in seen[0]
+    assert "is not installed; running on PyTorch: install it with pip install" in seen[0]
     torch.testing.assert_close(loaded(small_ids()).logits, model(small_ids()).logits)
 
 

@@ -76,9 +76,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             if mixers and getattr(config, kernel.setting, None) == kernel.name:
                 obstacles = [use_kernel(mixer, kernel) for mixer in mixers]
                 if obstacles[0] is not None:
-                    logger.warning_once(
-                        f"{obstacles[0].reason}: running on PyTorch. {obstacles[0].remedy} to change that."
-                    )
+                    logger.warning_once(f"{obstacles[0].reason}; running on PyTorch: {obstacles[0].remedy}")
 
     def get_params(self) -> dict[str, Any]:
         """The hyperparameters as plain values."""
