@@ -132,17 +132,17 @@ def kernel_retention(
     """`retention` of tokens that all continue one document, on flash-linear-attention's `chunk_simple_gla`.
 
     Its layout is (batch, tokens, heads, width), its memory (batch, heads, key width, value width) in float32, and its
-    recurrence S_n = exp(g_gamma) S_(n-1) + k_n^T v_n, out_n = scale q_n S_n.
+    recurrence S_n = exp(g_gamma) S_(n-1) + k_n^T v_n, out_n = scale q_n S_n. Autocast does not reach into it.
     """
-    with torch.autocast(device_type=q.device.type, enabled=False):
-        q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
-        out, memory = function(
-            q,
-            k,
-            v,
-            g_gamma=log_decay.to(torch.float32),
-            scale=1.0,
-            initial_state=None if state is None else state.memory,
-            output_final_state=True,
-        )
+    q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
+    # The keys are scaled already.
+    out, memory = function(
+        q,
+        k,
+        v,
+        g_gamma=log_decay.to(torch.float32),
+        scale=1.0,
+        initial_state=None if state is None else state.memory,
+        output_final_state=True,
+    )
     return out.transpose(1, 2), RetentionState(memory.to(torch.float32))
