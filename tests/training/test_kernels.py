@@ -1,5 +1,6 @@
 """Trainings on kernels of other packages, which stand-ins in plain PyTorch take the place of on a CPU."""
 
+import importlib
 import itertools
 
 import pytest
@@ -111,16 +112,27 @@ def test_documents_kept_apart_refuse_a_kernel_and_packing_by_padding_does_not(sp
 @pytest.mark.parametrize("architecture", KERNELS)
 def test_auto_measures_and_hands_its_choice_to_the_model(splits, tmp_path, monkeypatch, architecture):
     kind, name = {"retnet": (Retention, "retention"), "transformer": (Attention, "attention")}[architecture]
-    times = iter([1.0, 2.0])
+    times, calls = iter([1.0, 2.0]), []
 
     def milliseconds(work) -> float:
         work()
+        calls.clear()
         return next(times)
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    module = {"retnet": "fla.ops.simple_gla", "transformer": "flash_attn"}[architecture]
+    function = {"retnet": "chunk_simple_gla", "transformer": "flash_attn_func"}[architecture]
+    original = getattr(importlib.import_module(module), function)
+    monkeypatch.setattr(f"{module}.{function}", counted)
 
     monkeypatch.setattr(training_kernels, "_milliseconds", milliseconds)
     request = request_of(splits, str(tmp_path / "auto"), architecture, "auto", max_steps=1)
     said: list[str] = []
     run(request, say=said.append)
+    assert len(calls) > 2
     assert any("(measured here: 1.00 ms a layer, PyTorch's 2.00)" in line for line in said), said
     assert name in last(request)["hardware"]
     assert not any(module.kernel for module in new_model(request).modules() if isinstance(module, kind))
