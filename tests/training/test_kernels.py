@@ -109,6 +109,19 @@ def test_documents_kept_apart_refuse_a_kernel_and_packing_by_padding_does_not(sp
 
 
 @pytest.mark.usefixtures("_on_cpu")
+def test_a_kernel_that_fails_when_it_is_measured_is_not_taken_under_auto(splits, tmp_path, monkeypatch):
+    def unknown(*_args, **_kwargs):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    importlib.import_module("flash_attn")
+    monkeypatch.setattr("flash_attn.flash_attn_func", unknown)
+    monkeypatch.setattr(training_kernels, "_milliseconds", lambda work: work())
+    said: list[str] = []
+    run(request_of(splits, str(tmp_path / "run"), "transformer", "auto", max_steps=1), say=said.append)
+    assert any("(flash-attn failed when it was measured here: FlashAttention only supports" in line for line in said)
+
+
+@pytest.mark.usefixtures("_on_cpu")
 @pytest.mark.parametrize("architecture", KERNELS)
 def test_auto_measures_and_hands_its_choice_to_the_model(splits, tmp_path, monkeypatch, architecture):
     kind, name = {"retnet": (Retention, "retention"), "transformer": (Attention, "attention")}[architecture]

@@ -46,8 +46,8 @@ class KernelChoice(NamedTuple):
     line: str
 
 
-Timing = Callable[[Mixer, Kernel], tuple[float, float]]
-"""Milliseconds of one layer's core, forward and backward: on the kernel, in the plain form."""
+Timing = Callable[[Mixer, Kernel], tuple[float, float] | str]
+"""Milliseconds of one layer's core, forward and backward, on the kernel and in the plain form; or why not."""
 
 
 def choose_kernels(
@@ -140,7 +140,10 @@ def _faster(kernel: Kernel, mixer: Mixer, use: KernelUse, timing: Timing | None)
         return None, f"{kernel.title} before {oldest} interrupts compiled code; update it"
     if timing is None:
         return None, f"{kernel.title} is not measured here; {kernel.setting}: {kernel.name} takes it"
-    ours, plain = timing(mixer, kernel)
+    times = timing(mixer, kernel)
+    if isinstance(times, str):
+        return None, f"{kernel.title} failed when it was measured here: {times}"
+    ours, plain = times
     if ours < FASTER * plain:
         return kernel, f"measured here: {ours:.2f} ms a layer, PyTorch's {plain:.2f}"
     return None, f"measured here: {plain:.2f} ms a layer, {kernel.title} {ours:.2f}"

@@ -52,9 +52,18 @@ def micro_batch_size(train: TrainSection) -> int:
 
 
 def _timing(batch: int, use: KernelUse) -> Timing:
-    def timing(mixer: Mixer, kernel: Kernel) -> tuple[float, float]:
-        function = load_kernel(kernel)
-        return _milliseconds(_core(mixer, batch, use, function)), _milliseconds(_core(mixer, batch, use, None))
+    def timing(mixer: Mixer, kernel: Kernel) -> tuple[float, float] | str:
+        try:
+            ours, plain = (_milliseconds(_core(mixer, batch, use, one)) for one in (load_kernel(kernel), None))
+        except Exception as error:
+            # Another package's kernel may fail in any way on a GPU that it does not know; the plain form goes on.
+            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        finally:
+            if use.device == "cuda":
+                # The training's own peak is the one to report.
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+        return ours, plain
 
     return timing
 
