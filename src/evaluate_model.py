@@ -39,7 +39,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     def build(folder: Path) -> dict[str, Any]:
         from retlab.evaluation.results import evaluate
 
-        test = evaluate(config.evaluate, config.generate, data, model_folder, folder)
+        test = evaluate(config.evaluate, config.generate, data, model_folder, folder, stage.say)
         stage.say(
             f"test loss {test['loss']:.4f} nats/token, perplexity {test['perplexity']:.2f},"
             f" {test['bits_per_byte']:.4f} bits/byte"

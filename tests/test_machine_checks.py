@@ -46,3 +46,26 @@ def test_a_stage_asks_for_its_own_needs_alone_and_the_defaults_for_nothing(tmp_p
     check_machine(load_config(config_file(tmp_path)), list(SCRIPTS))
     config = load_config(config_file(tmp_path), ["data.source=/no/where", "tokenizer.from_pretrained=gpt2"])
     check_machine(config, ["split_data", "train_tokenizer", "tokenize_data", "train_model", "evaluate_model"])
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["model.retention_kernel=fla"], "model.retention_kernel is fla, but flash-linear-attention needs a GPU"),
+        (
+            ["model.architecture=transformer", "model.attention_kernel=flash_attn"],
+            "model.attention_kernel is flash_attn, but flash-attn needs a GPU",
+        ),
+        (
+            ["model.architecture=hybrid", "model.attention_kernel=flash_attn"],
+            "model.attention_kernel is flash_attn, but flash-attn needs a GPU",
+        ),
+    ],
+)
+def test_a_kernel_by_name_is_checked_for_training_alone(tmp_path: Path, words: list[str], start: str) -> None:
+    config = load_config(config_file(tmp_path), words)
+    check_machine(config, [stage for stage in SCRIPTS if stage != "train_model"])
+    with pytest.raises(UserError) as caught:
+        check_machine(config, ["train_model"])
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)

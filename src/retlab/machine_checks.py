@@ -41,6 +41,24 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
             choose_hardware(config.train)
         except UserError as error:
             yield str(error)
+            return
+    yield from _kernels(config)
+
+
+def _kernels(config: ExperimentConfig) -> Iterator[str]:
+    """Kernels that are asked for by name; their choice needs torch, which takes seconds to import."""
+    named = {"attention_kernel": "flash_attn", "retention_kernel": "fla"}
+    if not any(getattr(config.model, key, None) == name for key, name in named.items()):
+        return
+    from retlab.training.hardware import choose_hardware
+    from retlab.training.kernels import training_kernels
+
+    try:
+        hardware = choose_hardware(config.train)
+        # No vocabulary matters to it.
+        training_kernels(config.model.to_fields(1), config.data, config.train, hardware, measure=False)
+    except UserError as error:
+        yield str(error)
 
 
 def _evaluation(config: ExperimentConfig) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.evaluation.trained import DOCUMENTS, write_data, write_model
+from tests.stand_ins.kernel_packages import hide_packages
 
 from retlab.data.settings import DataSection
 from retlab.errors import Interrupted, UserError
@@ -178,3 +179,46 @@ def test_text_that_is_not_that_of_the_shards_is_refused(tmp_path: Path, data: Da
     shutil.copytree(data.splits_folder / "train", data.splits_folder / "test")
     with pytest.raises(UserError, match="other documents"):
         run(data, model_folder, tmp_path / "out")
+
+
+def test_what_mixers_run_on_is_said_and_a_missing_kernel_by_name_is_no_error(
+    tmp_path: Path, data: DataSection, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_packages(monkeypatch)
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps(config | {"retention_kernel": "fla"}))
+    (tmp_path / "out").mkdir()
+    said: list[str] = []
+    evaluate(EvaluateSection(device="cpu"), GENERATE, data, model_folder, tmp_path / "out", said.append)
+    assert said == [
+        "retention: parallel form, PyTorch (fla is configured, but flash-linear-attention needs a GPU, and it is not"
+        " installed)",
+        "glu: matrix products, PyTorch (the only kernel that it has)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("score_documents", "16 windows of 2,048 tokens at once does not fit the GPU; lower evaluate.batch_size to 8"),
+        ("write_samples", "a sample of 12 tokens after a prompt of up to 6 characters does not fit the GPU; lower"),
+    ],
+)
+def test_out_of_memory_is_a_sentence(
+    tmp_path: Path,
+    data: DataSection,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    sentence: str,
+) -> None:
+    """The error that PyTorch raises for a GPU, raised in its place."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(f"retlab.evaluation.results.{function}", full)
+    long = data.model_copy(update={"sequence_length": 2048})
+    with pytest.raises(UserError) as caught:
+        run(long, model_folder, tmp_path / "out")
+    assert sentence in str(caught.value)

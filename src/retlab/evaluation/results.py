@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from retlab.evaluation.reference_points import TestText, count_models, read_text
 from retlab.evaluation.samples import write_samples
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import TrainedModel, load_trained_model
+from retlab.memory import memory_errors
 from retlab.section import script, shown_path
 
 UNITS = {
@@ -32,20 +34,29 @@ UNITS = {
 
 
 def evaluate(
-    section: EvaluateSection, generate: GenerateSection, data: DataSection, model_folder: Path, folder: Path
+    section: EvaluateSection,
+    generate: GenerateSection,
+    data: DataSection,
+    model_folder: Path,
+    folder: Path,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
     """Measure a trained model on the test split.
 
     Writes results.json, results.csv, document_losses.parquet and samples.json into `folder`, and returns the test
-    split's numbers.
+    split's numbers. `say` prints a line for people.
 
     Raises:
-        UserError: the model, the token shards or the text are missing, or do not belong together.
+        UserError: the model, the token shards or the text are missing, or do not belong together; or the memory does
+            not do.
     """
     shards = data.shards_folder("test")
     trained = load_trained_model(section, model_folder)
     check_shards(shards, model_folder)
-    losses = score_documents(trained, data, shards, section.batch_size)
+    for line in trained.kernel_lines(data.sequence_length):
+        say(line)
+    with memory_errors(lambda: _too_many_windows(section, data)):
+        losses = score_documents(trained, data, shards, section.batch_size)
     text = read_text(data.splits_folder / "test")
     if len(text.bytes) != len(losses.bytes) or (text.bytes != losses.bytes).any():
         raise UserError(
@@ -62,8 +73,27 @@ def evaluate(
     write_json(folder / "results.json", results)
     write_atomic(folder / "results.csv", results_table(results))
     write_document_losses(folder / "document_losses.parquet", losses, text.sha256)
-    write_json(folder / "samples.json", write_samples(trained, generate))
+    with memory_errors(lambda: _too_long_samples(generate)):
+        samples = write_samples(trained, generate)
+    write_json(folder / "samples.json", samples)
     return dict(results["test"])
+
+
+def _too_many_windows(section: EvaluateSection, data: DataSection) -> tuple[str, str]:
+    """What ran out of memory in scoring, and what to do."""
+    size = section.batch_size
+    windows = f"{size} {'window' if size == 1 else 'windows'} of {data.sequence_length:,} tokens at once"
+    if size == 1:
+        return windows, "shorten data.sequence_length, or set evaluate.device to cpu"
+    return windows, f"lower evaluate.batch_size to {size // 2} or less, which changes no result"
+
+
+def _too_long_samples(generate: GenerateSection) -> tuple[str, str]:
+    longest = max(map(len, generate.prompts), default=0)
+    return (
+        f"a sample of {generate.max_new_tokens:,} tokens after a prompt of up to {longest:,} characters",
+        "lower generate.max_new_tokens, shorten generate.prompts, or set evaluate.device to cpu",
+    )
 
 
 def _describe_model(trained: TrainedModel) -> dict[str, Any]:

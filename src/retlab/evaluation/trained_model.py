@@ -13,8 +13,10 @@ from transformers.utils import logging
 from retlab.data.tokenizer import load_tokenizer
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection
+from retlab.memory import memory_errors
 from retlab.models.causal_lm import MODELS, CausalLM
 from retlab.models.configuration import ModelConfig
+from retlab.models.kernel_choice import KernelUse, choose_kernels
 from retlab.section import script, shown_path
 
 
@@ -56,6 +58,11 @@ class TrainedModel:
         """The context in which the model computes in its precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def kernel_lines(self, tokens: int) -> list[str]:
+        """What every kind of mixer scores windows of so many tokens on, and why; scoring keeps documents apart."""
+        use = KernelUse(self.device.type, torch.bfloat16 if self.bf16 else torch.float32, tokens, True, compiled=False)
+        return [choice.line for choice in choose_kernels(self.model.body, self.config, use, refuse=False)]
+
 
 def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
     """Load a model folder with its tokenizer.
@@ -73,7 +80,9 @@ def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
             model.set_form(section.form)
         except ValueError as error:
             raise UserError(f"evaluate.form is {section.form}, but: {error} Set it to auto.") from None
-    torch.nn.Module.to(model, device)
+    size = sum(weight.numel() for weight in model.parameters())
+    with memory_errors(lambda: (f"a model of {size:,} parameters", "set evaluate.device to cpu")):
+        torch.nn.Module.to(model, device)
     bf16 = section.precision == "bf16" or (section.precision == "auto" and _has_bf16(device))
     return TrainedModel(model.eval(), tokenizer, device, bf16)
 

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from .base import Mixer, head_width
-from .projections import Projection, project
+from .kernels import causal_attention
+from .projections import Projection
 from .rotary import RopeFrequencies, Rotation, rotate_halves
 
 
@@ -51,14 +52,14 @@ class Attention(Mixer):
         state: AttentionState | None = None,
     ) -> tuple[torch.Tensor, AttentionState]:
         assert rotation is not None
-        projected = project(hidden, self.q_proj, self.k_proj, self.v_proj)
+        projected = (self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in projected)
         q, k, v = (x.transpose(1, 2) for x in (rotate_halves(q, rotation), rotate_halves(k, rotation), v))
         dropout = self.dropout if self.training else 0.0
         if state is not None:
             k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
         if segment_ids is None and state is None:
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            out = causal_attention(q, k, v, dropout, self.kernel)
         else:
             allowed = _allowed_pairs(hidden, segment_ids, state)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)

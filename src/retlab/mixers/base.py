@@ -18,6 +18,7 @@ Feeding a sequence in pieces, each with the state that the piece before returned
 The output at padding is finite and means nothing.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +48,9 @@ class Mixer(nn.Module):
 
     form: str | None = None
     """The form to compute; None leaves the choice to the mixer."""
+
+    kernel: Callable[..., Any] | None = None
+    """A function of another package to run on wherever it can; see `kernels`."""
 
     def set_form(self, form: str | None) -> None:
         """Compute one of `forms` from now on, or choose by the length again with None."""

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from .base import Mixer, head_width
+from .kernels import can_run, kernel_retention
 from .projections import Projection, project
 from .retention_forms import FORMS, RetentionState, retention, retnet_log_decay, torchscale_parallel_retention
 from .rotary import RetNetFrequencies, Rotation, rotate_pairs
@@ -71,15 +72,24 @@ class Retention(Mixer):
             out = torchscale_parallel_retention(q.to(v.dtype), k.to(v.dtype), v, log_decay, segment_ids)
             # Empty, and there to be refused where a next piece brings it.
             new_state = RetentionState(hidden.new_empty(hidden.shape[0], 0))
+        elif self.kernel is not None and self._takes_kernel(v, segment_ids):
+            out, new_state = kernel_retention(q, k, v, log_decay, state, self.kernel)
         else:
-            form = self.form or self._default_form(hidden.shape[1])
+            form = self.form_for(hidden.shape[1])
             out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)
         out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps)
         # By heads, as the norm is: in another shape Inductor makes the gate a kernel of its own.
         out = F.silu(gate.unflatten(-1, (self.num_heads, -1))) * out
         return self.out_proj(out.flatten(-2)), new_state
 
-    def _default_form(self, tokens: int) -> str:
+    def _takes_kernel(self, v: torch.Tensor, segment_ids: torch.Tensor | None) -> bool:
+        chunkwise = self.form == "chunkwise" or (self.form is None and v.shape[2] > 1)
+        return chunkwise and can_run(self.kernel, v, segment_ids)
+
+    def form_for(self, tokens: int) -> str:
+        """The form that a piece of so many tokens is computed in, where it does not run on a kernel."""
+        if self.form is not None:
+            return self.form
         if tokens == 1:
             return "recurrent"
         return "parallel" if tokens <= self.chunk_size else "chunkwise"

@@ -10,7 +10,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from ..mixers import Mixer
+from ..mixers import MIXERS, Mixer
+from ..mixers.kernels import KERNELS, use_kernel
 from .body import Body, BodyOutput, relative_segments
 from .cache import StateCache
 from .configuration import DecoderConfig, HybridConfig, LongNetConfig, ModelConfig, RetNetConfig
@@ -43,6 +44,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         self.loss_type = "ForCausalLM"
         if not config.use_cache:
             self.generation_config.use_cache = False
+        self._use_named_kernels(config)
         self.post_init()
 
     @classmethod
@@ -66,6 +68,15 @@ class CausalLM(PreTrainedModel, GenerationMixin):
                     module.weight[padding].zero_()
         elif next(module.parameters(recurse=False), None) is not None:
             module.reset_parameters()
+
+    def _use_named_kernels(self, config: ModelConfig) -> None:
+        """Run on the kernels that the configuration names; no weight depends on them, so a missing one is no error."""
+        for name, kernel in KERNELS.items():
+            mixers = [module for module in self.modules() if type(module) is MIXERS[name]]
+            if mixers and getattr(config, kernel.setting, None) == kernel.name:
+                obstacles = [use_kernel(mixer, kernel) for mixer in mixers]
+                if obstacles[0] is not None:
+                    logger.warning_once(f"{obstacles[0].reason}; running on PyTorch: {obstacles[0].remedy}")
 
     def get_params(self) -> dict[str, Any]:
         """The hyperparameters as plain values."""

@@ -18,7 +18,7 @@ class ParameterCount(NamedTuple):
     non_embedding: int
 
 
-def _body(config: ModelFields) -> Body:
+def body_without_weights(config: ModelFields) -> Body:
     """The model's body without storage behind its weights."""
     with torch.device("meta"):
         return Body(config.hidden_size, config.block_list(), config.num_hidden_layers, config.rms_norm_eps)
@@ -26,7 +26,7 @@ def _body(config: ModelFields) -> Body:
 
 def count_parameters(config: ModelFields) -> ParameterCount:
     """Count the parameters of the model that a configuration describes, without building its weights."""
-    non_embedding = sum(parameter.numel() for parameter in _body(config).parameters())
+    non_embedding = sum(parameter.numel() for parameter in body_without_weights(config).parameters())
     embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return ParameterCount(non_embedding + embedding, embedding, non_embedding)
 
@@ -41,7 +41,7 @@ def flops_per_token(config: ModelFields, sequence_length: int) -> float:
     with segments of w tokens and ratio r. The backward pass costs twice the forward pass; recomputation by gradient
     checkpointing is not counted.
     """
-    body = _body(config)
+    body = body_without_weights(config)
     weights = sum(parameter.numel() for parameter in body.parameters()) + config.vocab_size * config.hidden_size
     mixers = [module for module in body.modules() if isinstance(module, Mixer)]
     core = sum(mixer.core_flops_per_token(sequence_length) for mixer in mixers)

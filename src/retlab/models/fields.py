@@ -55,6 +55,9 @@ class RetNetFields(ModelFields):
     torchscale_normalizer: bool = _field(
         False, "TorchScale's own normaliser, for its checkpoints: parallel form only, no cache."
     )
+    retention_kernel: Literal["auto", "torch", "fla"] = _field(
+        "auto", "What retention runs on: torch is PyTorch, fla flash-linear-attention; auto takes the faster one."
+    )
 
     def check(self) -> None:
         super().check()
@@ -88,6 +91,9 @@ class TransformerFields(ModelFields):
     activation_dropout: float = _field(0.0, "Dropout inside the feed-forward block.", ge=0, lt=1)
     attention_dropout: float = _field(0.0, "Dropout of the attention weights.", ge=0, lt=1)
     rope_theta: float = _field(10_000.0, "Base of the rotary positions' wavelengths.", gt=1)
+    attention_kernel: Literal["auto", "sdpa", "flash_attn"] = _field(
+        "auto", "What attention runs on: sdpa is PyTorch's own; auto takes flash-attn where it runs and is faster."
+    )
 
     def check(self) -> None:
         super().check()
@@ -154,6 +160,12 @@ class HybridFields(ModelFields):
     blocks: list[dict[str, Any]] = field(
         default_factory=_example_blocks,
         metadata={"doc": "Blocks of one layer: each a mixer's name with its settings.", "bounds": {}},
+    )
+    attention_kernel: Literal["auto", "sdpa", "flash_attn"] = _field(
+        "auto", "What attention runs on: sdpa is PyTorch's own; auto takes flash-attn where it runs and is faster."
+    )
+    retention_kernel: Literal["auto", "torch", "fla"] = _field(
+        "auto", "What retention runs on: torch is PyTorch, fla flash-linear-attention; auto takes the faster one."
     )
 
     def check(self) -> None:

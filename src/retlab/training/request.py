@@ -8,14 +8,18 @@ from retlab.differences import differences
 from retlab.section import Section, absolute
 from retlab.training.settings import TrainSection
 
-# Keys of the `train` section that change speed, files or the machine, and not which model is trained.
+# Keys of the sections `model` and `train` that change speed, files or the machine, and not which model is trained.
 _FREE = {
+    "attention_kernel", "retention_kernel",
     "device", "devices", "strategy", "threads", "compile", "micro_batch_size", "gradient_checkpointing",
     "checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps", "tensorboard", "wandb",
 }  # fmt: skip
 
 # Fields of a model's configuration that change neither its weights' shapes nor what they compute.
-_NOT_ARCHITECTURE = {"dropout", "activation_dropout", "attention_dropout", "max_position_embeddings", "chunk_size"}
+_NOT_ARCHITECTURE = {
+    "dropout", "activation_dropout", "attention_dropout", "max_position_embeddings", "chunk_size",
+    "attention_kernel", "retention_kernel",
+}  # fmt: skip
 
 
 class TrainingRequest(Section):
@@ -41,6 +45,8 @@ class TrainingRequest(Section):
     "Tokenizer that made the shards."
     run_folder: Path
     "Folder of checkpoints and metrics."
+    kernels: dict[str, str] = {}
+    "What mixers run on where that is not their plain form; see `models.kernel_choice`."
     start_anew: bool = False
     "Set aside whatever training the run folder holds."
     identity: dict[str, Any]
@@ -51,7 +57,7 @@ def deciding_settings(seed: int, data: DataSection, model: Section, train: Train
     """The settings that decide which model is trained, by dotted key."""
     sections = {
         "data": {key: getattr(data, key) for key in ("sequence_length", "packing", "reset_at_documents")},
-        "model": model.dump(),
+        "model": {key: value for key, value in model.dump().items() if key not in _FREE},
         "train": {key: value for key, value in train.dump().items() if key not in _FREE},
     }
     return {"seed": seed} | {

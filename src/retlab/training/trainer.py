@@ -13,16 +13,20 @@ import torch
 from retlab.data.loader import SequentialLoader, TokenLoader
 from retlab.data.shards import open_shards
 from retlab.errors import Interrupted, UserError
+from retlab.memory import memory_errors
+from retlab.mixers.kernels import KERNELS
 from retlab.models import build_model
 from retlab.models.causal_lm import CausalLM
 from retlab.models.configuration import CONFIGS, ModelConfig
 from retlab.models.counting import flops_per_token
 from retlab.models.fields import ModelFields
+from retlab.models.kernel_choice import run_on
 from retlab.progress import Progress, progress
 from retlab.section import shown_path
 from retlab.training.checkpoints import CheckpointStore
 from retlab.training.hardware import Hardware, choose_hardware, set_threads
 from retlab.training.initial_weights import load_initial_weights
+from retlab.training.kernels import keeps_documents_apart, micro_batch_size, training_kernels
 from retlab.training.lightning import fit
 from retlab.training.loop import LoopFacts, StepBatches, TrainingLoop
 from retlab.training.metrics import MetricsFile
@@ -86,12 +90,16 @@ def train(
     set_threads(section)
     hardware = choose_hardware(section)
     if is_helper():
-        return _train(request, hardware, CheckpointStore(_checkpoints(request)).last(), say, stop_requested)
-    model_config(request)
+        return _train(request, hardware, CheckpointStore(_checkpoints(request)).last(), [], say, stop_requested)
+    fields = model_config(request)
+    # Once for all processes: a measured choice could differ from one to the next.
+    choices = training_kernels(fields, request.data, section, hardware, measure=True)
+    kernels = {choice.mixer: choice.kernel.name for choice in choices if choice.kernel is not None}
+    request = request.model_copy(update={"kernels": kernels})
     checkpoint = prepare_run_folder(request, say)
     on_start()
     with helper_processes(section.devices - 1, request.model_dump_json()):
-        return _train(request, hardware, checkpoint, say, stop_requested)
+        return _train(request, hardware, checkpoint, [choice.line for choice in choices], say, stop_requested)
 
 
 def model_config(request: TrainingRequest) -> ModelConfig:
@@ -117,10 +125,11 @@ def _train(
     request: TrainingRequest,
     hardware: Hardware,
     checkpoint: dict[str, Any] | None,
+    kernels: list[str],
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> TrainingResult:
-    """What every process of the training does."""
+    """What every process of the training does; `kernels` are the lines that say what mixers run on."""
     batches, validation = _loaders(request)
     total_steps = _total_steps(request, batches)
     module = _module(request, hardware, total_steps, checkpoint is None)
@@ -129,16 +138,17 @@ def _train(
         done = checkpoint["step"]
         batches.load_state_dict(checkpoint["position"])
         say(f"continuing after step {done:,}")
-        if checkpoint["hardware"] != str(hardware):
-            say(
-                f"so far on {checkpoint['hardware']}, now on {hardware}: the result may differ from that of one of them"
-            )
+        before, now = checkpoint["hardware"], _machine(request, hardware)
+        if before != now:
+            say(f"so far on {before}, now on {now}: the result may differ from that of one of them")
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     say(
         f"{parameters:,} parameters, {total_steps:,} steps of {request.train.batch_size} windows of"
         f" {request.data.sequence_length} tokens, {batches.steps_per_epoch:,} steps an epoch; {hardware}"
     )
-    with contextlib.ExitStack() as stack:
+    for line in kernels:
+        say(line)
+    with contextlib.ExitStack() as stack, memory_errors(lambda: _too_large(request, module)):
         loop = TrainingLoop(
             request.train, _facts(request, hardware, module, batches), batches, validation,
             CheckpointStore(_checkpoints(request)), MetricsFile(request.run_folder / "metrics.csv"),
@@ -159,6 +169,7 @@ def _module(request: TrainingRequest, hardware: Hardware, total_steps: int, is_n
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     freeze_parameters(model, section.parameter_groups)
+    run_on(model, request.kernels)
     return TrainingModule(
         model,
         section,
@@ -166,9 +177,29 @@ def _module(request: TrainingRequest, hardware: Hardware, total_steps: int, is_n
         total_steps=total_steps,
         bf16=hardware.bf16,
         compiled=hardware.compiled,
-        # Padding stands behind the text, where causal mixers do not look; only packed documents need keeping apart.
-        uses_segments=request.data.packing == "packed" and request.data.reset_at_documents,
+        uses_segments=keeps_documents_apart(request.data),
     )
+
+
+def _machine(request: TrainingRequest, hardware: Hardware) -> str:
+    """What a training runs on and may differ by in its last digits."""
+    return str(hardware) + "".join(f", {mixer} on {KERNELS[mixer].title}" for mixer in request.kernels)
+
+
+def _too_large(request: TrainingRequest, module: TrainingModule) -> tuple[str, str]:
+    """What ran out of memory in a training, and what to do."""
+    section, step = request.train, module.state.step
+    when = f"in step {step + 1:,}" if module.scored.training else f"in the validation after step {step:,}"
+    micro, share = micro_batch_size(section), section.batch_size // section.devices
+    windows = f"{micro} {'window' if micro == 1 else 'windows'} of {request.data.sequence_length:,} tokens"
+    smaller = [size for size in range(1, micro // 2 + 1) if share % size == 0]
+    ways = [f"lower train.micro_batch_size to {smaller[-1]} or less (a step keeps its batch)"] if smaller else []
+    if not section.gradient_checkpointing:
+        ways.append("set train.gradient_checkpointing to true")
+    ways.append("lower data.sequence_length or the model's sizes (which starts another training)")
+    saved = CheckpointStore(_checkpoints(request)).steps()
+    kept = f"the checkpoint of step {saved[-1]:,} is kept, and the training goes on from it" if saved else ""
+    return f"a micro-batch of {windows} {when}", "; ".join(filter(None, [", or ".join(ways), kept]))
 
 
 def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule, batches: TokenLoader) -> LoopFacts:
@@ -181,7 +212,7 @@ def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule,
         {
             "identity": request.identity,
             "model_config": request.model,
-            "hardware": str(hardware),
+            "hardware": _machine(request, hardware),
             "precision": "bf16" if hardware.bf16 else "float32",
         },
     )
@@ -190,7 +221,7 @@ def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule,
 def _loaders(request: TrainingRequest) -> tuple[TokenLoader, SequentialLoader]:
     """Batches of this process to train on and to validate on."""
     section, rank = request.train, int(os.environ.get("LOCAL_RANK", "0"))
-    micro = section.micro_batch_size or section.batch_size // section.devices
+    micro = micro_batch_size(section)
     shared: dict[str, Any] = {
         "eos_id": request.eos_id, "pad_id": request.pad_id, "rank": rank, "world_size": section.devices,
     }  # fmt: skip

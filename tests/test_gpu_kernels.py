@@ -1,0 +1,224 @@
+"""Kernels of other packages on a GPU, and a GPU that really runs out of memory.
+
+`pytest tests/test_gpu_kernels.py -rs`; each kernel needs its package (flash-attn, flash-linear-attention) beside it.
+"""
+
+import copy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from retlab.artifacts import sha256_file
+from retlab.mixers import Attention, Mixer, Retention
+from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
+from retlab.mixers.rotary import rotation
+from retlab.section import PROJECT_ROOT
+from tests.conftest import TINY, environment
+
+pytestmark = [
+    pytest.mark.component,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU; its CPU counterparts run here"),
+]
+
+WIDTH, HEADS = 256, 2
+LENGTHS = [2, 7, 64, 129, 500, 1024]
+SETTINGS = {
+    "retnet": ["model.architecture=retnet", "model.retention_kernel=fla"],
+    "transformer": ["model.architecture=transformer", "model.attention_kernel=flash_attn"],
+}
+
+
+@pytest.fixture(params=list(KERNELS))
+def name(request: pytest.FixtureRequest) -> str:
+    obstacle = package_obstacle(KERNELS[request.param])
+    if obstacle is not None:
+        pytest.skip(obstacle.reason)
+    return request.param
+
+
+class Calls:
+    """A kernel that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.count += 1
+        return self.function(*args, **kwargs)
+
+
+def pair(name: str, **settings) -> tuple[Mixer, Mixer, Calls]:
+    """A mixer in its plain form in float32, its bfloat16 copy on the kernel, and the count of the kernel's calls."""
+    torch.manual_seed(0)
+    kinds = {"attention": Attention, "retention": Retention}
+    plain = kinds[name](WIDTH, num_heads=HEADS, **settings).cuda()
+    fast = copy.deepcopy(plain).bfloat16()
+    assert use_kernel(fast, KERNELS[name]) is None
+    fast.kernel = calls = Calls(fast.kernel)
+    return plain, fast, calls
+
+
+def results(mixer: Mixer, tokens: int, segment_ids=None, state=None) -> dict[str, torch.Tensor]:
+    """Outputs, the state's tensors, and the gradients of a fixed weighting of both, in float64."""
+    generator = torch.Generator().manual_seed(tokens)
+    dtype = next(mixer.parameters()).dtype
+    hidden = torch.randn(2, tokens, WIDTH, generator=generator).to("cuda", dtype).requires_grad_()
+    turn = rotation(torch.arange(tokens, device="cuda")[None], mixer.frequencies)
+    out, state = mixer(hidden, turn, segment_ids, state)
+    floats = [tensor for tensor in (out, *state) if tensor.is_floating_point()]
+    weights = [torch.randn(x.shape, generator=generator).to("cuda", x.dtype) for x in floats]
+    mixer.zero_grad()
+    sum((x * weight).sum() for x, weight in zip(floats, weights, strict=True)).backward()
+    gradients = {key: parameter.grad for key, parameter in mixer.named_parameters()}
+    found = {str(number): x for number, x in enumerate(floats)} | {"hidden": hidden.grad} | gradients
+    return {key: tensor.detach().double() for key, tensor in found.items()}
+
+
+def errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {key: float((found[key] - x).norm() / x.norm()) for key, x in expected.items()}
+
+
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_outputs_states_and_gradients_are_those_of_the_plain_form(name: str, tokens: int) -> None:
+    """Against the plain form in float32, a kernel is no further off than the plain form in bfloat16, twice over."""
+    plain, fast, calls = pair(name)
+    expected, found = results(plain, tokens), results(fast, tokens)
+    half = copy.deepcopy(fast)
+    half.kernel = None
+    allowed = errors(results(half, tokens), expected)
+    assert calls.count == 1
+    for key, error in errors(found, expected).items():
+        assert error < 2 * allowed[key] + 5e-3, (key, error, allowed[key])
+
+
+def test_a_state_from_an_earlier_piece_is_read(name: str) -> None:
+    plain, fast, calls = pair(name)
+    hidden = torch.randn(2, 200, WIDTH, device="cuda")
+    turn = rotation(torch.arange(200, device="cuda")[None], plain.frequencies)
+    with torch.no_grad():
+        whole, last = plain(hidden, turn)
+        state, outs = None, []
+        for start, end in ((0, 77), (77, 78), (78, 200)):
+            piece = type(turn)(*(x[:, start:end] for x in turn))
+            out, state = fast(hidden[:, start:end].bfloat16(), piece, None, state)
+            outs.append(out)
+    assert float((torch.cat(outs, dim=1) - whole).norm() / whole.norm()) < 2e-2
+    assert float((state[0] - last[0]).norm() / last[0].norm()) < 2e-2
+    assert calls.count == (2 if name == "retention" else 1)
+
+
+def test_padding_and_documents_take_the_plain_form(name: str) -> None:
+    _, fast, calls = pair(name)
+    segment_ids = torch.tensor([[0] * 30 + [1] * 34, [-1] * 10 + [0] * 54], device="cuda")
+    found = results(fast, 64, segment_ids)
+    fast.kernel = None
+    expected = results(fast, 64, segment_ids)
+    assert calls.count == 0
+    assert max(errors(found, expected).values()) < 1e-2
+
+
+def test_float32_takes_the_plain_form(name: str) -> None:
+    plain, fast, calls = pair(name)
+    plain.kernel = fast.kernel
+    found = results(plain, 100)
+    plain.kernel = None
+    assert max(errors(found, results(plain, 100)).values()) < 1e-4
+    assert calls.count == 0
+
+
+@pytest.mark.parametrize("width", [24, 40, 512])
+def test_narrow_odd_and_the_widest_heads(name: str, width: int) -> None:
+    torch.manual_seed(0)
+    kinds = {"attention": Attention, "retention": Retention}
+    plain = kinds[name](width, num_heads=2).cuda().bfloat16()
+    fast = copy.deepcopy(plain)
+    assert use_kernel(fast, KERNELS[name]) is None
+    hidden = torch.randn(2, 150, width, device="cuda", dtype=torch.bfloat16)
+    turn = rotation(torch.arange(150, device="cuda")[None], plain.frequencies)
+    expected, found = plain(hidden, turn)[0], fast(hidden, turn)[0]
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < 2e-2
+
+
+def test_compiled_blocks_run_on_the_kernel(name: str) -> None:
+    plain, fast, _ = pair(name)
+    fast.kernel = fast.kernel.function
+    expected = results(plain, 256)
+    fast.compile(dynamic=False)
+    found = errors(results(fast, 256), expected)
+    assert max(found.values()) < 5e-2, found
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(PROJECT_ROOT / "scripts" / script), str(PROJECT_ROOT / "configs/quickstart.yaml"), *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment() | {"VIRTUAL_ENV": sys.prefix}, check=False
+    )
+
+
+def words_of(folder: Path) -> list[str]:
+    words = [word for word in TINY if not word.startswith(("train.micro_batch_size", "train.max_steps"))]
+    words += [f"data.folder={folder}/data", f"output_dir={folder}/runs", "emissions.enabled=false"]
+    return [*words, "train.max_steps=12", "train.device=cuda", "train.checkpoint_every_steps=2"]
+
+
+@pytest.mark.parametrize("architecture", SETTINGS)
+def test_the_pipeline_on_a_kernel_by_name_or_its_sentence(architecture: str, tmp_path: Path) -> None:
+    kernel = {"retnet": KERNELS["retention"], "transformer": KERNELS["attention"]}[architecture]
+    words = [*words_of(tmp_path), *SETTINGS[architecture], "train.precision=bf16", "data.reset_at_documents=false"]
+    answer = run("run_pipeline.sh", *words)
+    obstacle = package_obstacle(kernel)
+    if obstacle is not None:
+        assert answer.returncode == 2, answer.stdout + answer.stderr
+        assert obstacle.reason in answer.stderr
+        assert "Traceback" not in answer.stderr
+        assert not (tmp_path / "runs").exists()
+    else:
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert f"{kernel.title} " in answer.stdout
+        assert "(as configured)" in answer.stdout
+    # Under `auto` it trains wherever it can, and says on what.
+    words = [word for word in words if "_kernel=" not in word]
+    answer = run("run_pipeline.sh", *words)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    line = {"retnet": "retention: ", "transformer": "attention: "}[architecture]
+    assert f"[train_model] {line}" in answer.stdout
+    print(*[found for found in answer.stdout.splitlines() if line in found], sep="\n")
+
+
+def test_a_gpu_that_runs_out_of_memory_keeps_the_checkpoint_and_the_training_goes_on(tmp_path: Path) -> None:
+    """A million tokens in a micro-batch need more than a GPU has; interrupted before, the training goes on after."""
+    words = [word for word in words_of(tmp_path) if not word.startswith(("data.max_bytes", "data.sequence_length"))]
+    words = [word for word in words if not word.startswith(("model.hidden_size", "model.num_"))]
+    words += ["data.max_bytes=16000000", "data.sequence_length=16384", "model.max_position_embeddings=16384"]
+    words += ["model.hidden_size=1024", "model.num_hidden_layers=12", "train.batch_size=64", "train.max_steps=3"]
+    words += ["train.validate_every_steps=100", "train.validate_batches=1", "train.checkpoint_every_steps=1"]
+    for script in ("01_download_data", "02_split_data", "03_train_tokenizer", "04_tokenize_data"):
+        answer = run(f"{script}.sh", *words)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+    stage = [sys.executable, str(PROJECT_ROOT / "src/train_model.py"), str(PROJECT_ROOT / "configs/quickstart.yaml")]
+    with subprocess.Popen([*stage, *words, "train.micro_batch_size=2"], env=environment()) as process:
+        checkpoints = tmp_path / "runs" / "quickstart-retnet" / "checkpoints"
+        while process.poll() is None and not list(checkpoints.glob("step-*.pt")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 75
+    before = {file.name: sha256_file(file) for file in checkpoints.iterdir()}
+
+    answer = run("05_train_model.sh", *words, "train.micro_batch_size=64")
+    print(answer.stderr)
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "out of memory: a micro-batch of 64 windows of 16,384 tokens in step " in answer.stderr
+    assert " GiB of this " in answer.stderr
+    assert "lower train.micro_batch_size to 32 or less" in answer.stderr
+    assert " is kept, and the training goes on from it" in answer.stderr
+    assert {file.name: sha256_file(file) for file in checkpoints.iterdir()} == before
+
+    answer = run("05_train_model.sh", *words, "train.micro_batch_size=2")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "continuing after step " in answer.stdout
