@@ -155,7 +155,7 @@ Layer = tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]
 """A module, and its output (1, tokens, WIDTH) from hidden states of that shape."""
 
 
-def _retlab(contestant: Contestant, tokens: int) -> Layer:
+def _retlab(_contestant: Contestant, tokens: int) -> Layer:
     from retlab.mixers.retention import Retention
     from retlab.mixers.rotary import rotation
 
