@@ -160,6 +160,7 @@ def _retlab(_contestant: Contestant, tokens: int) -> Layer:
     from retlab.mixers.rotary import rotation
 
     layer = Retention(WIDTH, num_heads=HEADS)
+    assert layer.frequencies is not None
     turned = rotation(torch.arange(tokens)[None], layer.frequencies)
     return layer, lambda hidden: layer(hidden, turned)[0]
 

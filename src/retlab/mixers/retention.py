@@ -1,9 +1,9 @@
 """Multi-scale retention (Sun et al. 2023, arXiv:2307.08621) as a mixer."""
 
 import torch
-from torch.nn import functional as F
 
 from .base import Mixer, Projection, head_width
+from .gated_norm import gated_norm
 from .retention_forms import FORMS, RetentionState, retention, retnet_log_decay, torchscale_parallel_retention
 from .rotary import RetNetFrequencies, Rotation, rotate_pairs
 
@@ -73,8 +73,8 @@ class Retention(Mixer):
         else:
             form = self.form or self._default_form(hidden.shape[1])
             out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)
-        out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps).flatten(-2)
-        return self.out_proj(F.silu(self.g_proj(hidden)) * out), new_state
+        out = gated_norm(out.transpose(1, 2), self.g_proj(hidden), self.norm_eps)
+        return self.out_proj(out), new_state
 
     def _default_form(self, tokens: int) -> str:
         if tokens == 1:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .retention_loop import ChunkLoop, ChunkTable
+from .retention_loop import ChunkLoop, ChunkTable, suits_loop
 
 FORMS = ("parallel", "chunkwise", "recurrent")
 
@@ -90,7 +90,7 @@ def retention(
         if form == "recurrent":
             return _recurrent(inputs)
         tokens = q.shape[-2]
-        if form == "chunkwise" and _suits_loop(inputs):
+        if form == "chunkwise" and suits_loop(q, k, v):
             memory = None if state is None else state.memory
             out, last = ChunkLoop.apply(q, k, v, memory, _chunk_tables(inputs, min(chunk_size, LOOPED_CHUNK)))
             return out, RetentionState(last)
@@ -132,12 +132,6 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
         out = out + late_q @ before
     last = (join[..., -1:, :] @ added.flatten(-2).to(torch.float32)).view(*q.shape[:2], *added.shape[-2:])
     return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
-
-
-def _suits_loop(inputs: _Inputs) -> bool:
-    """Whether a loop over chunks is the fastest: on a CPU in float32, outside of torch.compile and torch.func."""
-    tensors = [x for x in (inputs.q, inputs.k, inputs.v) if x.dtype == torch.float32 and x.device.type == "cpu"]
-    return len(tensors) == 3 and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 def _chunk_tables(inputs: _Inputs, chunk: int) -> list[ChunkTable]:

@@ -11,6 +11,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
+def suits_loop(*tensors: torch.Tensor) -> bool:
+    """Whether loops over pieces in the cache are the fastest: a CPU, float32, no torch.compile and no torch.func."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+
+
 class ChunkTable(NamedTuple):
     """Decays inside one chunk of c tokens; b is the batch or 1, H are the heads; float32.
 
@@ -43,14 +50,14 @@ class ChunkLoop(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs (B, H, T, dv) and the last memory from q, k (B, H, T, dk), v (B, H, T, dv), memory (B, H, dk, dv)."""
         keeps = any(ctx.needs_input_grad)
-        out = _like(v, v.shape[-1])
+        out = _empty_beside(v, v.shape[-1])
         kept: list[torch.Tensor | None] = [v]
-        for table, (qs, ks, vs, outs) in zip(tables, _chunks(tables, q, k, v, out), strict=True):
+        for table, (qs, ks, vs, outs) in zip(tables, _chunk_views(tables, q, k, v, out), strict=True):
             late, early, vs = qs * table.since, ks * table.until, vs.contiguous()
             scores = (late @ early.mT).mul_(table.weights)
             if keeps:
                 kept += [late, early, scores, memory]
-            late, early = _only(late, table.reads), _only(early, table.writes)
+            late, early = _at_places(late, table.reads), _at_places(early, table.writes)
             outs.copy_(_plus_product(None if memory is None else late @ memory, scores, vs))
             memory = _plus_product(None if memory is None else memory * table.keep, early.mT, vs)
         assert memory is not None
@@ -69,32 +76,34 @@ class ChunkLoop(torch.autograd.Function):
         v, *kept = ctx.saved_tensors
         tables = ctx.tables
         grad_out = torch.zeros_like(v) if grad_out is None else grad_out
-        grad_q, grad_k, grad_v = (_like(v, width) for width in (kept[0].shape[-1], kept[0].shape[-1], v.shape[-1]))
-        chunks = list(_chunks(tables, v, grad_out, grad_q, grad_k, grad_v))
+        grad_q, grad_k, grad_v = (
+            _empty_beside(v, width) for width in (kept[0].shape[-1], kept[0].shape[-1], v.shape[-1])
+        )
+        chunks = list(_chunk_views(tables, v, grad_out, grad_q, grad_k, grad_v))
         for n in reversed(range(len(tables))):
             table, (vs, grads, q_part, k_part, v_part) = tables[n], chunks[n]
             late, early, scores, memory = kept[4 * n : 4 * n + 4]
             vs, grads = vs.contiguous(), grads.contiguous()
             grad_scores = (grads @ vs.mT).mul_(table.weights)
-            through = None if memory is None else _only(grads @ memory.mT, table.reads)
+            through = None if memory is None else _at_places(grads @ memory.mT, table.reads)
             torch.mul(_plus_product(through, grad_scores, early), table.since, out=q_part)
-            through = None if grad_memory is None else _only(vs @ grad_memory.mT, table.writes)
+            through = None if grad_memory is None else _at_places(vs @ grad_memory.mT, table.writes)
             torch.mul(_plus_product(through, grad_scores.mT, late), table.until, out=k_part)
-            through = None if grad_memory is None else _only(early, table.writes) @ grad_memory
+            through = None if grad_memory is None else _at_places(early, table.writes) @ grad_memory
             v_part.copy_(_plus_product(through, scores.mT, grads))
             if memory is not None:
                 decayed = None if grad_memory is None else grad_memory * table.keep
-                grad_memory = _plus_product(decayed, _only(late, table.reads).mT, grads)
+                grad_memory = _plus_product(decayed, _at_places(late, table.reads).mT, grads)
         return grad_q, grad_k, grad_v, grad_memory if ctx.needs_input_grad[3] else None, None
 
 
-def _like(x: torch.Tensor, width: int) -> torch.Tensor:
+def _empty_beside(x: torch.Tensor, width: int) -> torch.Tensor:
     """Empty (B, H, T, width) beside x (B, H, T, ...), which lies in memory as (B, T, H, width), as projections do."""
     batch, heads, tokens, _ = x.shape
     return x.new_empty(batch, tokens, heads, width).transpose(1, 2)
 
 
-def _chunks(tables: Sequence[ChunkTable], *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+def _chunk_views(tables: Sequence[ChunkTable], *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Views of each chunk of tensors (B, H, T, width)."""
     lengths = [table.since.shape[-2] for table in tables]
     return zip(*(x.split(lengths, dim=2) for x in tensors), strict=True)
@@ -109,5 +118,5 @@ def _plus_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.T
     return total
 
 
-def _only(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+def _at_places(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
     return x if places is None else x * places
