@@ -41,7 +41,7 @@ class _TiledGatedNorm(torch.autograd.Function):
             inverse = torch.linalg.vector_norm(xs, dim=-1, keepdim=True).square_()
             inverse.div_(xs.shape[-1]).add_(ctx.eps).rsqrt_()
             normed = xs * inverse
-            gate_part.copy_(torch.ops.aten.silu_backward(grads * normed, gates))
+            torch.ops.aten.silu_backward(grads * normed, gates, grad_input=gate_part)
             grad_normed = F.silu(gates).mul_(grads)
             along = (grad_normed * normed).mean(dim=-1, keepdim=True)
             torch.mul(grad_normed.addcmul_(normed, along, value=-1), inverse, out=x_part)

@@ -57,9 +57,11 @@ class Retention(Mixer):
     ) -> tuple[torch.Tensor, RetentionState]:
         assert rotation is not None
         q = rotate_pairs(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation)
-        k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation)
+        # Keys take their scale with their rotation.
+        scaled = Rotation(*(part * self.key_width**-0.5 for part in rotation))
+        k = rotate_pairs(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), scaled)
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
-        q, k, v = (x.transpose(1, 2) for x in (q, k * self.key_width**-0.5, v))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         log_decay = retnet_log_decay(self.num_heads, hidden.device)
         if self.torchscale_normalizer:
             if state is not None or self.form in ("chunkwise", "recurrent"):
