@@ -39,8 +39,9 @@ class _Inputs(NamedTuple):
 # but not float16, can divide by again.
 LONGEST_FOLDED = 512
 
-# The longest chunk in the loop for a CPU: longer ones have more scores to compute and leave the cache.
-LOOPED_CHUNK = 64
+# The longest chunk in the loop for a CPU, for keys of up to 128 channels and for wider ones: shorter chunks compute
+# fewer scores, longer ones fewer memories, which grow with the width.
+LOOPED_CHUNK, LOOPED_CHUNK_WIDE = 64, 128
 
 
 class _Paths(NamedTuple):
@@ -92,7 +93,8 @@ def retention(
         tokens = q.shape[-2]
         if form == "chunkwise" and suits_loop(q, k, v):
             memory = None if state is None else state.memory
-            out, last = ChunkLoop.apply(q, k, v, memory, _chunk_tables(inputs, min(chunk_size, LOOPED_CHUNK)))
+            longest = LOOPED_CHUNK if q.shape[-1] <= 128 else LOOPED_CHUNK_WIDE
+            out, last = ChunkLoop.apply(q, k, v, memory, _chunk_tables(inputs, min(chunk_size, longest)))
             return out, RetentionState(last)
         return _chunked(inputs, chunk=tokens if form == "parallel" else min(chunk_size, tokens))
 
