@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.mixers.oracles import direct_retention, layouts, relative_error, run
 
+from retlab.mixers import retention_forms
 from retlab.mixers.retention import Retention
 from retlab.mixers.retention_forms import (
     FORMS,
@@ -52,6 +53,72 @@ def _actual(inputs, segment_ids, form, chunk_size=64):
         return out, state.memory
 
     return _with_gradients(run, inputs, torch.float32)
+
+
+@pytest.fixture
+def without_loop(monkeypatch):
+    """All chunks at once, as under torch.compile and on a GPU, where a CPU would loop over them."""
+    monkeypatch.setattr(retention_forms, "suits_loop", lambda *_: False)
+
+
+def _chunks_are_looped(q, k, v):
+    out, _ = retention(q, k, v, retnet_log_decay(HEADS, q.device), chunk_size=16)
+    return type(out.grad_fn).__name__ == "ChunkLoopBackward"
+
+
+def test_a_cpu_loops_over_chunks_in_float32_alone():
+    q, k, v = (_inputs(40)[name].float().requires_grad_() for name in "qkv")
+    assert _chunks_are_looped(q, k, v)
+    assert not _chunks_are_looped(q, k, v.bfloat16())
+    assert not _chunks_are_looped(q.double(), k.double(), v.double())
+
+
+def test_function_transforms_do_without_the_loop():
+    """`torch.func.vmap` over the batch gives what the batch gives."""
+    q, k, v = (_inputs(40)[name].float() for name in "qkv")
+
+    def one(q, k, v):
+        return retention(q[None], k[None], v[None], retnet_log_decay(HEADS, q.device), chunk_size=16)[0][0]
+
+    whole, _ = retention(q, k, v, retnet_log_decay(HEADS, q.device), chunk_size=16)
+    assert torch.allclose(torch.func.vmap(one)(q, k, v), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", layouts(8))
+@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.usefixtures("without_loop")
+def test_all_chunks_at_once_equal_the_direct_sum(tokens, layout):
+    inputs, segment_ids = _inputs(tokens), layouts(tokens)[layout]
+    expected, actual = _expected(inputs, segment_ids), _actual(inputs, segment_ids, "chunkwise", 16)
+    for name, value in expected.items():
+        assert relative_error(actual[name], value) < 1e-5 or value.abs().max() == 0, name
+
+
+@pytest.mark.parametrize("chunk_size", [3, 200, 600])
+@pytest.mark.parametrize("layout", ["none", "mixed"])
+@pytest.mark.usefixtures("without_loop")
+def test_the_chunk_size_changes_nothing_at_once(chunk_size, layout):
+    """Also where chunks are too long for their decays to be folded into queries and keys."""
+    inputs, segment_ids = _inputs(700), layouts(700)[layout]
+    expected, actual = _expected(inputs, segment_ids), _actual(inputs, segment_ids, "chunkwise", chunk_size)
+    for name, value in expected.items():
+        assert relative_error(actual[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("used", ["out", "memory"])
+def test_the_loops_gradient_of_one_output_alone(used):
+    """Without a state, and with a loss that the other output is no part of."""
+    gradients = []
+    for form in ("chunkwise", "parallel"):
+        leaves = [_inputs(150)[name].float().requires_grad_() for name in "qkv"]
+        out, state = retention(*leaves, retnet_log_decay(HEADS, leaves[0].device), form=form)
+        (out if used == "out" else state.memory).square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for looped, plain in zip(*gradients, strict=True):
+        if plain is None or plain.abs().max() == 0:
+            assert looped is None or looped.abs().max() == 0
+        else:
+            assert relative_error(looped, plain) < 1e-5
 
 
 @pytest.mark.parametrize("layout", layouts(8))

@@ -33,3 +33,21 @@ def test_the_two_layouts_turn_the_same_pairs():
     assert torch.allclose(rotate_pairs(x, turn), torch.view_as_real(pairs).flatten(-2), atol=1e-6)
     halves = torch.cat((x[..., 0::2], x[..., 1::2]), -1)
     assert torch.allclose(rotate_halves(halves, turn), torch.cat((pairs.real, pairs.imag), -1), atol=1e-6)
+
+
+def test_pairs_turn_alike_in_a_graph(monkeypatch):
+    """Compiled they are turned in real numbers; the gradient is the turn back in both."""
+    turn, x = rotation(torch.arange(5)[None], RetNetFrequencies(6)), torch.randn(1, 5, 2, 6, requires_grad=True)
+    weights = torch.randn(1, 5, 2, 6)
+    eager = rotate_pairs(x, turn)
+    (eager_gradient,) = torch.autograd.grad(eager, x, weights)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    real = rotate_pairs(x, turn)
+    assert torch.allclose(eager, real, atol=1e-6)
+    assert torch.allclose(eager_gradient, torch.autograd.grad(real, x, weights)[0], atol=1e-6)
+
+
+def test_pairs_come_back_in_float32_at_least():
+    turn = rotation(torch.arange(5)[None], RetNetFrequencies(6))
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert rotate_pairs(torch.ones(1, 5, 2, 6, dtype=dtype), turn).dtype == expected

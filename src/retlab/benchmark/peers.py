@@ -92,10 +92,8 @@ class TorchScale(Peer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        _stand_in("timm.models.layers", "drop_path")
-        _stand_in("fairscale.nn", "checkpoint_wrapper", "wrap")
-        self._config = importlib.import_module("torchscale.architecture.config")
-        self._retnet = importlib.import_module("torchscale.architecture.retnet")
+        self._config = torchscale_module("architecture.config")
+        self._retnet = torchscale_module("architecture.retnet")
 
     def build(self) -> nn.Module:
         sizes = self.sizes()
@@ -194,6 +192,13 @@ class Llama(Peer):
 
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (TorchScale, FlashLinearAttention, Llama)}
 """The peers by the names that the command line takes."""
+
+
+def torchscale_module(name: str) -> Any:
+    """A module of torchscale, whose own requirements need not be installed."""
+    _stand_in("timm.models.layers", "drop_path")
+    _stand_in("fairscale.nn", "checkpoint_wrapper", "wrap")
+    return importlib.import_module(f"torchscale.{name}")
 
 
 def _endless(model: nn.Module) -> nn.Module:

@@ -1,9 +1,9 @@
 """Multi-scale retention (Sun et al. 2023, arXiv:2307.08621) as a mixer."""
 
 import torch
-from torch.nn import functional as F
 
 from .base import Mixer, head_width
+from .gated_norm import gated_norm
 from .kernels import can_run, kernel_retention
 from .projections import Projection, project
 from .retention_forms import FORMS, RetentionState, retention, retnet_log_decay, torchscale_parallel_retention
@@ -60,7 +60,9 @@ class Retention(Mixer):
         assert rotation is not None
         q, k, v, gate = project(hidden, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
-        q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation) * self.key_width**-0.5
+        # Keys take their scale with their rotation.
+        scaled = Rotation(*(part * self.key_width**-0.5 for part in rotation))
+        q, k = rotate_pairs(q, rotation), rotate_pairs(k, scaled)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         log_decay = retnet_log_decay(self.num_heads, hidden.device)
         if self.torchscale_normalizer:
@@ -77,10 +79,7 @@ class Retention(Mixer):
         else:
             form = self.form_for(hidden.shape[1])
             out, new_state = retention(q, k, v, log_decay, state, segment_ids, form, self.chunk_size)
-        out = F.rms_norm(out.transpose(1, 2), (self.value_width,), eps=self.norm_eps)
-        # By heads, as the norm is: in another shape Inductor makes the gate a kernel of its own.
-        out = F.silu(gate.unflatten(-1, (self.num_heads, -1))) * out
-        return self.out_proj(out.flatten(-2)), new_state
+        return self.out_proj(gated_norm(out.transpose(1, 2), gate, self.norm_eps)), new_state
 
     def _takes_kernel(self, v: torch.Tensor, segment_ids: torch.Tensor | None) -> bool:
         chunkwise = self.form == "chunkwise" or (self.form is None and v.shape[2] > 1)

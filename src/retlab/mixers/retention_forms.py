@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .retention_loop import ChunkLoop, ChunkTable, suits_loop
+
 FORMS = ("parallel", "chunkwise", "recurrent")
 
 # An exponent that stands for "no path between these two tokens": it picks the zero at the end of the power table.
@@ -36,6 +38,10 @@ class _Inputs(NamedTuple):
 # The longest chunk whose decays are folded into queries and keys: gamma_0^512 is 9e-8, which float32 and bfloat16,
 # but not float16, can divide by again.
 LONGEST_FOLDED = 512
+
+# The longest chunk in the loop for a CPU, for keys of up to 128 channels and for wider ones: shorter chunks compute
+# fewer scores, longer ones fewer memories, which grow with the width.
+LOOPED_CHUNK, LOOPED_CHUNK_WIDE = 64, 128
 
 
 class _Paths(NamedTuple):
@@ -85,6 +91,11 @@ def retention(
         if form == "recurrent":
             return _recurrent(inputs)
         tokens = q.shape[-2]
+        if form == "chunkwise" and suits_loop(q, k, v):
+            memory = None if state is None else state.memory
+            longest = LOOPED_CHUNK if q.shape[-1] <= 128 else LOOPED_CHUNK_WIDE
+            out, last = ChunkLoop.apply(q, k, v, memory, _chunk_tables(inputs, min(chunk_size, longest)))
+            return out, RetentionState(last)
         return _chunked(inputs, chunk=tokens if form == "parallel" else min(chunk_size, tokens))
 
 
@@ -125,6 +136,37 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
         out = out + late_q @ before
     last = (join[..., -1:, :] @ added.flatten(-2).to(torch.float32)).view(*q.shape[:2], *added.shape[-2:])
     return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
+
+
+def _chunk_tables(inputs: _Inputs, chunk: int) -> list[ChunkTable]:
+    """The decays inside each chunk."""
+    log_decay, tokens, device = inputs.log_decay, inputs.q.shape[-2], inputs.q.device
+    powers = _power_table(log_decay, chunk)
+
+    def table(paths: _Paths, n: int, length: int) -> ChunkTable:
+        since, until = (
+            _decays(powers, x, torch.float32)
+            for x in (paths.since[:, min(n, paths.since.shape[1] - 1)], paths.until[:, n])
+        )
+        undone = (paths.span[:, n, None] * -log_decay).exp()[..., None, None]
+        pair = paths.pair[:, None, min(n, paths.pair.shape[1] - 1), :length, :length]
+        return ChunkTable(
+            since[..., :length, None],
+            until[..., :length, None],
+            torch.where(pair >= 0, undone, 0.0).to(torch.float32),
+            _decays(powers, paths.join[:, n + 1, n], torch.float32)[..., None, None],
+            None if paths.reads is None else paths.reads[:, None, n, :length, None].to(torch.float32),
+            None if paths.writes is None else paths.writes[:, None, n, :length, None].to(torch.float32),
+        )
+
+    whole, rest = divmod(tokens, chunk)
+    lengths = [chunk] * whole + [rest] * (rest > 0)
+    if inputs.segment_ids is not None:
+        paths = _segment_paths(inputs.segment_ids, chunk)
+        return [table(paths, n, length) for n, length in enumerate(lengths)]
+    # All chunks of one length share their decays.
+    shared = {length: table(_plain_paths(length, length, device), 0, length) for length in set(lengths)}
+    return [shared[length] for length in lengths]
 
 
 def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:

@@ -1,0 +1,122 @@
+"""Chunkwise retention (eq. 7) as a loop over chunks, with its gradient by hand: for a CPU in float32.
+
+A chunk of all heads fits a core's cache, so that decays, masks and sums are applied there instead of in main memory,
+and nothing is copied to be contiguous. The forms in `retention_forms` compute the same; a graph for a GPU wants those.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def suits_loop(*tensors: torch.Tensor) -> bool:
+    """Whether loops over pieces in the cache are the fastest: a CPU, float32, no torch.compile and no torch.func."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+
+
+class ChunkTable(NamedTuple):
+    """Decays inside one chunk of c tokens; b is the batch or 1, H are the heads; float32.
+
+    The score of key m for query n is the product of the decayed two times `weights`, which is 0 where no path leads.
+    """
+
+    # Of queries since the chunk began, of keys until it ends (b, H, c, 1).
+    since: torch.Tensor
+    until: torch.Tensor
+    # (b, H, c, c)
+    weights: torch.Tensor
+    # Of the memory over the chunk (b, H, 1, 1).
+    keep: torch.Tensor
+    # 1 for queries that read the memory before the chunk, for keys that write to that after it (b, 1, c, 1); None: all.
+    reads: torch.Tensor | None
+    writes: torch.Tensor | None
+
+
+class ChunkLoop(torch.autograd.Function):
+    """Retention chunk by chunk: what was decayed, the scores and the memories are kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        memory: torch.Tensor | None,
+        tables: Sequence[ChunkTable],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs (B, H, T, dv) and the last memory from q, k (B, H, T, dk), v (B, H, T, dv), memory (B, H, dk, dv)."""
+        keeps = any(ctx.needs_input_grad)
+        out = _empty_beside(v, v.shape[-1])
+        kept: list[torch.Tensor | None] = [v]
+        for table, (qs, ks, vs, outs) in zip(tables, _chunk_views(tables, q, k, v, out), strict=True):
+            late, early, vs = qs * table.since, ks * table.until, vs.contiguous()
+            scores = (late @ early.mT).mul_(table.weights)
+            if keeps:
+                kept += [late, early, scores, memory]
+            late, early = _at_places(late, table.reads), _at_places(early, table.writes)
+            outs.copy_(_plus_product(None if memory is None else late @ memory, scores, vs))
+            memory = _plus_product(None if memory is None else memory * table.keep, early.mT, vs)
+        assert memory is not None
+        ctx.save_for_backward(*kept)
+        ctx.tables = tables
+        # The last memory, or its gradient, is rarely of use.
+        ctx.set_materialize_grads(False)
+        return out, memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_out: torch.Tensor | None, grad_memory: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """From the last chunk to the first; `grad_memory` becomes the gradient of the memory before each."""
+        v, *kept = ctx.saved_tensors
+        tables = ctx.tables
+        grad_out = torch.zeros_like(v) if grad_out is None else grad_out
+        grad_q, grad_k, grad_v = (
+            _empty_beside(v, width) for width in (kept[0].shape[-1], kept[0].shape[-1], v.shape[-1])
+        )
+        chunks = list(_chunk_views(tables, v, grad_out, grad_q, grad_k, grad_v))
+        for n in reversed(range(len(tables))):
+            table, (vs, grads, q_part, k_part, v_part) = tables[n], chunks[n]
+            late, early, scores, memory = kept[4 * n : 4 * n + 4]
+            vs, grads = vs.contiguous(), grads.contiguous()
+            grad_scores = (grads @ vs.mT).mul_(table.weights)
+            through = None if memory is None else _at_places(grads @ memory.mT, table.reads)
+            torch.mul(_plus_product(through, grad_scores, early), table.since, out=q_part)
+            through = None if grad_memory is None else _at_places(vs @ grad_memory.mT, table.writes)
+            torch.mul(_plus_product(through, grad_scores.mT, late), table.until, out=k_part)
+            through = None if grad_memory is None else _at_places(early, table.writes) @ grad_memory
+            v_part.copy_(_plus_product(through, scores.mT, grads))
+            if memory is not None:
+                decayed = None if grad_memory is None else grad_memory * table.keep
+                grad_memory = _plus_product(decayed, _at_places(late, table.reads).mT, grads)
+        return grad_q, grad_k, grad_v, grad_memory if ctx.needs_input_grad[3] else None, None
+
+
+def _empty_beside(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Empty (B, H, T, width) beside x (B, H, T, ...), which lies in memory as (B, T, H, width), as projections do."""
+    batch, heads, tokens, _ = x.shape
+    return x.new_empty(batch, tokens, heads, width).transpose(1, 2)
+
+
+def _chunk_views(tables: Sequence[ChunkTable], *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Views of each chunk of tensors (B, H, T, width)."""
+    lengths = [table.since.shape[-2] for table in tables]
+    return zip(*(x.split(lengths, dim=2) for x in tensors), strict=True)
+
+
+def _plus_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """total + left @ right, written to total, which is contiguous (B, H, ...); None is zero."""
+    if total is None:
+        return left @ right
+    flat = total.flatten(0, 1)
+    torch.baddbmm(flat, left.flatten(0, 1), right.flatten(0, 1), out=flat)
+    return total
+
+
+def _at_places(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    return x if places is None else x * places
