@@ -1,0 +1,332 @@
+"""The loop behind `generate()` for greedy decoding and sampling: transformers' own, over `static_steps`.
+
+It writes what transformers' loop writes, token for token. Where all that decides is the largest logit and the host is
+not asked after each token, it runs ahead of the GPU, and cuts off what was written too much.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from .cache import StateCache
+from .static_steps import MOST_ENDS, RING, Engine, Lane, Parts, engine_of
+
+SMALLEST_CAPACITY = 256
+"""Slots that attention keeps room for at least; more come in steps of half an octave, so that few shapes exist."""
+
+PIECE_TOKENS = 8192
+"""Tokens of all rows in the pieces that recurrent models are fed with a long prompt in."""
+
+SMALL_PIECE = 8
+"""The second size of pieces is this part of the first."""
+
+SHORTEST_PIECE = 64
+"""Tokens per row in the smallest piece."""
+
+LOOK_EVERY = 16
+"""Tokens between two looks at whether all rows have ended."""
+
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep"}
+
+
+class Request(NamedTuple):
+    """What transformers prepared for one call of `generate()`."""
+
+    input_ids: torch.Tensor
+    logits_processor: Any
+    stopping_criteria: Any
+    generation_config: Any
+    streamer: Any
+    model_kwargs: dict[str, Any]
+
+    @property
+    def cache(self) -> Any:
+        """The cache that transformers hands on."""
+        return self.model_kwargs.get("past_key_values")
+
+    @property
+    def ends(self) -> torch.Tensor | None:
+        """End-of-text tokens among the stopping criteria (n,); None where there is no such criterion."""
+        criteria = [criterion for criterion in self.stopping_criteria if hasattr(criterion, "eos_token_id")]
+        return torch.cat([criterion.eos_token_id.reshape(-1) for criterion in criteria]) if criteria else None
+
+    @property
+    def returns_cache(self) -> bool:
+        """Whether the caller sees the cache when all is done."""
+        return bool(self.generation_config.return_dict_in_generate) or not self.cache.is_temporary
+
+
+def can_decode(model: Any, request: Request, synced_gpus: bool) -> bool:
+    """Whether `decode` does what transformers' own loop would do."""
+    config, inputs = request.generation_config, request.model_kwargs
+    extra = [name for name, value in inputs.items() if name not in _KNOWN_INPUTS and value is not None]
+    returned = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+    watched = config.output_hidden_states or config.output_attentions or returned
+    if extra or watched or synced_gpus or getattr(config, "is_assistant", False) or not inputs.get("use_cache"):
+        return False
+    if not isinstance(request.cache, StateCache) or request.stopping_criteria.max_length is None:
+        return False
+    positions, ends = inputs.get("position_ids"), request.ends
+    if (positions is not None and positions.ndim != 2) or (ends is not None and ends.numel() > MOST_ENDS):
+        return False
+    return _is_plain(model)
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether the model computes what its classes say, with weights of its own on one device, and nobody watches."""
+    if model.training or torch.compiler.is_compiling() or "forward" in vars(model):
+        return False
+    weights = list(model.parameters())
+    device = weights[0].device
+    if torch.is_autocast_enabled(device.type) or device.type not in ("cpu", "cuda"):
+        return False
+    if not all(block.mixer.can_advance for block in model.body.blocks):
+        return False
+    if any(type(weight) is not nn.Parameter or weight.device != device for weight in weights):
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in model.modules()
+    )
+
+
+def _identity(model: Any) -> Any:
+    """What a recording depends on beside the numbers in the weights."""
+    weights = tuple((weight.data_ptr(), weight.dtype, weight.device) for weight in model.parameters())
+    forms = tuple(block.mixer.form for block in model.body.blocks)
+    products = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    return weights, forms, products, torch.are_deterministic_algorithms_enabled()
+
+
+@contextlib.contextmanager
+def _writable() -> Iterator[None]:
+    """No gradients, and none of inference mode's tensors, which could not be written outside of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def decode(model: Any, request: Request) -> torch.Tensor | GenerateDecoderOnlyOutput:
+    """Generate as `GenerationMixin._sample` does."""
+    engine = engine_of(model, Parts(model.embed_tokens, model.body, model.lm_head), _identity(model))
+    cache, batch = request.cache, _rows(request)
+    new_tokens = max(1, request.stopping_criteria.max_length - request.input_ids.shape[1])
+    pieces, logits, capacity = _pieces(model, request), None, 0
+    if pieces:
+        like = [block.mixer.empty_state(batch, model.lm_head.weight) for block in model.body.blocks]
+    else:
+        # Transformers' own way: it slices what a cache has seen, and knows chunks.
+        outputs = model._prefill(request.input_ids, request.generation_config, request.model_kwargs)
+        logits, like = outputs.logits[:, -1], cache.states
+        del outputs
+        if any(block.mixer.keeps_tokens for block in model.body.blocks):
+            capacity = _room_for(cache.seen + new_tokens)
+    with engine.lane(batch, capacity, like, model.lm_head.out_features) as lane, _writable():
+        run = _Run(lane, request, new_tokens)
+        if logits is None:
+            run.begin(feed_pieces(model, lane, request.input_ids, run.positions, pieces), request.input_ids.shape[1])
+        else:
+            lane.load(cache.states, cache.seen)
+            run.begin(logits, cache.seen)
+        if not request.returns_cache:
+            # Nobody sees it again, and attention's is large.
+            cache.reset()
+        sequences = run.to_the_end()
+        if request.returns_cache:
+            cache.move_to(lane.unload(run.slot), run.slot, batch, lane.slot.device)
+    if request.streamer is not None:
+        request.streamer.end()
+    if request.generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache)
+    return sequences
+
+
+def _rows(request: Request) -> int:
+    embeddings = request.model_kwargs.get("inputs_embeds")
+    return request.input_ids.shape[0] if embeddings is None else embeddings.shape[0]
+
+
+def _room_for(slots: int) -> int:
+    """Slots rounded up to a power of two or three quarters of one."""
+    power = max(SMALLEST_CAPACITY, 1 << (slots - 1).bit_length())
+    return power * 3 // 4 if power > SMALLEST_CAPACITY and slots <= power * 3 // 4 else power
+
+
+def _pieces(model: Any, request: Request) -> list[int]:
+    """Tokens of the pieces that the beginning of the prompt is fed in; none where the forward pass takes it all."""
+    inputs, (batch, tokens) = request.model_kwargs, request.input_ids.shape
+    large = 1 << (max(1, PIECE_TOKENS // max(1, batch)).bit_length() - 1)
+    sizes = [size for size in (large, large // SMALL_PIECE) if size >= SHORTEST_PIECE]
+    # The last token may be in a piece, but a lone one has the forward pass of one token.
+    if not sizes or tokens < sizes[-1] or request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
+        return []
+    if any(block.mixer.keeps_tokens for block in model.body.blocks) or request.generation_config.prefill_chunk_size:
+        return []
+    mask = inputs.get("attention_mask")
+    if mask is not None and (mask.shape != request.input_ids.shape or not bool((mask == 1).all())):
+        return []
+    pieces: list[int] = []
+    for size in sizes:
+        pieces += [size] * ((tokens - sum(pieces)) // size)
+    return pieces
+
+
+def feed_pieces(
+    model: Any, lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, pieces: list[int]
+) -> torch.Tensor:
+    """Bring an empty lane past a prompt (batch, tokens); the logits after it (batch, vocab_size)."""
+    model.check_ids(ids)
+    batch, tokens = ids.shape
+    if positions is None:
+        positions = torch.arange(tokens, device=ids.device)[None]
+    lane.load([block.mixer.empty_state(batch, lane.logits) for block in model.body.blocks], 0)
+    start = 0
+    for size in pieces:
+        step, place = lane.step(size), slice(start, start + size)
+        step.ids.copy_(ids[:, place])
+        step.positions.copy_(positions[:, place])
+        step.run()
+        start += size
+    if start == tokens:
+        return lane.logits
+    rest = StateCache()
+    rest.move_to(lane.unload(start), start, batch, ids.device)
+    answer = model(
+        ids[:, start:], position_ids=positions[:, start:], past_key_values=rest, logits_to_keep=1, return_dict=True
+    )
+    lane.load(rest.states, tokens)
+    return answer.logits[:, -1]
+
+
+class _Run:
+    """One generation over a lane; `slot` is where the next token is fed."""
+
+    def __init__(self, lane: Lane, request: Request, new_tokens: int) -> None:
+        self.lane, self.request, self.new_tokens = lane, request, new_tokens
+        self.positions: torch.Tensor | None = request.model_kwargs.get("position_ids")
+        self.ends = request.ends
+        self.slot = 0
+
+    def begin(self, logits: torch.Tensor, slot: int) -> None:
+        """Go on from the logits after the prompt's `slot` slots, whose states the lane has."""
+        lane, lengths = self.lane, self.request.cache.lengths
+        self.slot = slot
+        positions = lane.step(1).positions
+        if self.positions is not None:
+            positions.copy_(self.positions[:, -1:] + 1)
+        elif lengths is not None:
+            positions.copy_(lengths[:, None])
+        else:
+            positions.fill_(slot)
+        lane.expect(self.request.generation_config._pad_token_tensor, self.ends)
+        lane.logits.copy_(logits)
+
+    def to_the_end(self) -> torch.Tensor:
+        """Generate, and return prompt and new tokens (batch, tokens)."""
+        request = self.request
+        known = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in request.stopping_criteria)
+        is_greedy = not request.generation_config.do_sample and not len(request.logits_processor)
+        written = self._greedy() if known and is_greedy and request.streamer is None else self._token_by_token()
+        for criterion in request.stopping_criteria:
+            if type(criterion) is MaxLengthCriteria:
+                # It reminds of the window where the text has grown beyond.
+                criterion(written[:, :-1], None)
+        return written
+
+    def _advance(self) -> None:
+        self.lane.step(1).run(asked=self.new_tokens)
+        self.slot += 1
+
+    def _greedy(self) -> torch.Tensor:
+        lane, written = self.lane, _Written(self.lane, self.slot)
+        ahead = lane.slot.is_cuda and not self.request.returns_cache
+        look = _Look(lane, LOOK_EVERY if ahead else 1)
+        # The prompt's forward pass gave the first token's logits.
+        lane.choose(lane.logits)
+        for count in range(1, self.new_tokens + 1):
+            written.add(self.slot)
+            if count == self.new_tokens or (self.ends is not None and look.sees_the_end(count)):
+                break
+            self._advance()
+        new = written.tokens()
+        if self.ends is not None and ahead:
+            new = _cut(new, self.ends)
+        return torch.cat((self.request.input_ids, new), dim=1)
+
+    def _token_by_token(self) -> torch.Tensor:
+        """Transformers' loop, on the logits that the lane holds."""
+        lane, request = self.lane, self.request
+        ids, criteria = request.input_ids, request.stopping_criteria
+        unfinished = torch.ones(lane.batch, dtype=torch.int64, device=ids.device)
+        only_length = all(type(criterion) is MaxLengthCriteria for criterion in criteria)
+        for count in range(1, self.new_tokens + 1):
+            scores = request.logits_processor(ids, lane.logits.to(torch.float32, copy=True))
+            if request.generation_config.do_sample:
+                token = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+            else:
+                token = scores.argmax(-1)
+            if self.ends is not None:
+                token = token * unfinished + lane.pad * (1 - unfinished)
+            ids = torch.cat((ids, token[:, None]), dim=-1)
+            if request.streamer is not None:
+                request.streamer.put(token.cpu())
+            if not only_length:
+                unfinished = unfinished & ~criteria(ids, None)
+            if count == self.new_tokens or not (only_length or bool(unfinished.any())):
+                break
+            lane.feed(token[:, None])
+            self._advance()
+        return ids
+
+
+class _Written:
+    """The tokens that were chosen, collected from the lane's ring before it comes round again."""
+
+    def __init__(self, lane: Lane, slot: int) -> None:
+        self._lane, self._parts = lane, list[torch.Tensor]()
+        self._start = self._end = slot % RING
+
+    def add(self, slot: int) -> None:
+        """The token to be fed at this slot has been chosen."""
+        self._end = slot % RING + 1
+        if self._end == RING:
+            self._parts.append(self._lane.ring[:, self._start :].clone())
+            self._start = self._end = 0
+
+    def tokens(self) -> torch.Tensor:
+        """(batch, tokens added)."""
+        return torch.cat((*self._parts, self._lane.ring[:, self._start : self._end]), dim=1)
+
+
+class _Look:
+    """Asks now and then whether all rows have ended; one look behind, so that the GPU is never waited for."""
+
+    def __init__(self, lane: Lane, every: int) -> None:
+        self._lane, self._every = lane, every
+        self._event: torch.cuda.Event | None = None
+        self._flag = torch.zeros((), dtype=torch.bool, pin_memory=every > 1)
+
+    def sees_the_end(self, count: int) -> bool:
+        """Whether all rows have ended, as far as is known when `count` tokens were chosen."""
+        if self._every == 1:
+            return bool(self._lane.finished.all())
+        if count % self._every:
+            return False
+        if self._event is None:
+            self._event = torch.cuda.Event()
+        else:
+            self._event.synchronize()
+            if self._flag:
+                return True
+        self._flag.copy_(self._lane.finished.all(), non_blocking=True)
+        self._event.record()
+        return False
+
+
+def _cut(new: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Tokens (batch, n) up to the one with which the last row ended."""
+    ended = (new[..., None] == ends).any(-1).cumsum(1).bool().all(0)
+    return new[:, : new.shape[1] - int(ended.sum()) + 1] if ended.any() else new
