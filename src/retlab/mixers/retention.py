@@ -122,7 +122,11 @@ class Retention(Mixer):
         return RetentionState(reserved.memory.clone())
 
     def advance(
-        self, hidden: torch.Tensor, rotation: Rotation | None, reserved: ReservedRetention, slot: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation | None,
+        reserved: ReservedRetention,
+        slot: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
         """As the contract has it, with few kernels for one token, unless a form is asked for by name."""
         if hidden.shape[1] > 1 or self.form is not None:

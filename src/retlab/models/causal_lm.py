@@ -218,9 +218,9 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = self.new_cache()
             model_kwargs["past_key_values"].is_temporary = True
 
-    def _sample(  # type: ignore[override]
+    def _sample(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Any,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
@@ -232,7 +232,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         request = Request(input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
         if can_decode(self, request, synced_gpus):
             return decode(self, request)
-        return super()._sample(  # type: ignore[misc]
+        return super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
         )
 

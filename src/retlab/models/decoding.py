@@ -14,7 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache import StateCache
-from .static_steps import MOST_ENDS, RING, Engine, Lane, Parts, engine_of
+from .static_steps import MOST_ENDS, RING, Lane, Parts, engine_of
 
 SMALLEST_CAPACITY = 256
 """Slots that attention keeps room for at least; more come in steps of half an octave, so that few shapes exist."""
@@ -109,7 +109,7 @@ def _writable() -> Iterator[None]:
         yield
 
 
-def decode(model: Any, request: Request) -> torch.Tensor | GenerateDecoderOnlyOutput:
+def decode(model: Any, request: Request) -> Any:
     """Generate as `GenerationMixin._sample` does."""
     engine = engine_of(model, Parts(model.embed_tokens, model.body, model.lm_head), _identity(model))
     cache, batch = request.cache, _rows(request)
@@ -134,7 +134,7 @@ def decode(model: Any, request: Request) -> torch.Tensor | GenerateDecoderOnlyOu
         if not request.returns_cache:
             # Nobody sees it again, and attention's is large.
             cache.reset()
-        sequences = run.to_the_end()
+        sequences: Any = run.to_the_end()
         if request.returns_cache:
             cache.move_to(lane.unload(run.slot), run.slot, batch, lane.slot.device)
     if request.streamer is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..mixers import Mixer
 from .body import Block, Body, States
 
 WARM_CALLS = 2
@@ -70,8 +71,8 @@ class Lane:
     def __init__(self, parts: Parts, batch: int, capacity: int, like: States, vocab_size: int) -> None:
         device, dtype = parts.device, next(parts.lm_head.parameters()).dtype
         self.parts, self.batch = parts, batch
-        mixers = [block.mixer for block in parts.body.blocks]
-        self.states = [mixer.reserve(state, capacity) for mixer, state in zip(mixers, like, strict=True)]
+        self._mixers: list[Mixer] = [block.mixer for block in parts.body.blocks]
+        self.states = [mixer.reserve(state, capacity) for mixer, state in zip(self._mixers, like, strict=True)]
         self.slot = torch.zeros((), dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch, vocab_size, dtype=dtype, device=device)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -89,14 +90,13 @@ class Lane:
 
     def load(self, states: States, slot: int) -> None:
         """Go on from states after `slot` slots."""
-        for block, reserved, state in zip(self.parts.body.blocks, self.states, states, strict=True):
-            block.mixer.load(reserved, state)
+        for mixer, reserved, state in zip(self._mixers, self.states, states, strict=True):
+            mixer.load(reserved, state)
         self.slot.fill_(slot)
 
     def unload(self, slots: int) -> States:
         """States of their own memory after `slots` slots."""
-        blocks = zip(self.parts.body.blocks, self.states, strict=True)
-        return [block.mixer.unload(reserved, slots) for block, reserved in blocks]
+        return [mixer.unload(reserved, slots) for mixer, reserved in zip(self._mixers, self.states, strict=True)]
 
     def expect(self, pad: torch.Tensor | None, ends: torch.Tensor | None) -> None:
         """What `choose` looks for from now on: `ends` (n,), after which a row gets `pad` ()."""
