@@ -232,7 +232,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         request = Request(input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
         if can_decode(self, request, synced_gpus):
             return decode(self, request)
-        return super()._sample(
+        return super()._sample(  # type: ignore[misc]
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
         )
 

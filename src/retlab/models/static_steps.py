@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -71,7 +71,7 @@ class Lane:
     def __init__(self, parts: Parts, batch: int, capacity: int, like: States, vocab_size: int) -> None:
         device, dtype = parts.device, next(parts.lm_head.parameters()).dtype
         self.parts, self.batch = parts, batch
-        self._mixers: list[Mixer] = [block.mixer for block in parts.body.blocks]
+        self._mixers = [cast(Mixer, block.mixer) for block in parts.body.blocks]
         self.states = [mixer.reserve(state, capacity) for mixer, state in zip(self._mixers, like, strict=True)]
         self.slot = torch.zeros((), dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch, vocab_size, dtype=dtype, device=device)
