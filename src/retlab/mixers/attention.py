@@ -115,7 +115,7 @@ def _attend_one(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visib
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None, None])
     # Kernels of whole attention share the work out over rows and heads, which are too few for one query.
     pairs = (q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
-    scores = torch.bmm(*pairs) if q.dtype == torch.float32 else torch.bmm(*pairs, out_dtype=torch.float32)
+    scores = torch.bmm(*pairs, out_dtype=torch.float32) if q.dtype.itemsize < 4 else torch.bmm(*pairs)
     scores = scores.unflatten(0, q.shape[:2]) * q.shape[-1] ** -0.5
     weights = scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
     return weights.to(values.dtype) @ values
