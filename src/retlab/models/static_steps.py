@@ -88,6 +88,11 @@ class Lane:
             self._steps[tokens] = Step(self, tokens)
         return self._steps[tokens]
 
+    @property
+    def steps(self) -> list["Step"]:
+        """All steps that were ever asked for."""
+        return list(self._steps.values())
+
     def load(self, states: States, slot: int) -> None:
         """Go on from states after `slot` slots."""
         for mixer, reserved, state in zip(self._mixers, self.states, states, strict=True):
@@ -146,6 +151,11 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(lane.slot.device) if lane.slot.is_cuda else None
         self._can_record = lane.slot.is_cuda
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it will not become faster any more."""
+        return not self._can_record or (self._compiled and self._graph is not None)
 
     def run(self, asked: int = 0) -> None:
         """Feed the tokens; `asked` calls or so are to come in this generation."""
@@ -286,3 +296,14 @@ def engine_of(model: nn.Module, parts: Parts, identity: Any) -> Engine:
     if engine is None or engine.identity != identity:
         engine = _engines[model] = Engine(parts, identity)
     return engine
+
+
+def steps_of(model: nn.Module) -> list[Step]:
+    """The steps that a model's generations have left."""
+    engine = _engines.get(model)
+    return [] if engine is None else [step for lane in engine.lanes.values() for step in lane.steps]
+
+
+def forget(model: nn.Module) -> None:
+    """Drop everything that a model's generations have left: the next is as slow as the first."""
+    _engines.pop(model, None)
