@@ -89,17 +89,21 @@ def test_rows_end_at_different_tokens(model, ours, place):
     ids = small_ids(3, 12)
     end = an_end(model, ids, place)
     written = check(model, ids, max_new_tokens=30, do_sample=False, eos_token_id=end)
-    last = written[0].tolist().index(end)
-    assert (written[0, last + 1 :] == 0).all()
+    row = written[0, 12:]
+    assert (row[row.tolist().index(end) + 1 :] == 0).all()
     alone = check(model, ids[:1], max_new_tokens=30, do_sample=False, eos_token_id=end)
     assert alone[0, -1] == end
     assert len(ours) == 2
 
 
-def test_longer_than_the_ring_and_the_smallest_capacity(model, ours):
-    written = check(model, small_ids(2, 30), max_new_tokens=600, do_sample=False)
-    assert written.shape == (2, 630)
-    assert len(ours) == 1
+def test_longer_than_the_ring_and_the_smallest_capacity(model, ours, monkeypatch):
+    for module in (decoding, static_steps):
+        monkeypatch.setattr(module, "RING", 16)
+    monkeypatch.setattr(decoding, "SMALLEST_CAPACITY", 8)
+    for tokens in (15, 16, 30):
+        written = check(model, small_ids(2, tokens), max_new_tokens=60, do_sample=False)
+        assert written.shape == (2, tokens + 60)
+    assert len(ours) == 3
 
 
 def test_lengths_and_batches_change_between_calls(model, ours):
@@ -219,7 +223,7 @@ def test_two_generations_of_one_model_at_once(model):
     results = {}
 
     def work(name, ids):
-        results[name] = [model.generate(ids, **settings) for _ in range(5)]
+        results[name] = [model.generate(ids, **settings) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=pair) for pair in (("first", first), ("second", second))]
     for thread in threads:
