@@ -113,14 +113,14 @@ def test_states_and_logits_agree_in_every_tier(model, tiers, batch) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_in_every_tier(model, tiers, dtype) -> None:
     """The logits of the next token after twelve steps, against the whole text in float32."""
-    from retlab.models import static_steps
+    from retlab.models import engines
 
     exact = copy.deepcopy(model)
     model.to(dtype)
     ids = random_ids(2, 40)
     for _ in range(4):
         sequences = model.generate(ids, max_new_tokens=12, do_sample=False)
-        (lane,) = static_steps._engines[model].lanes.values()
+        (lane,) = engines._engines[model].lanes.values()
         expected = exact(sequences[:, :-1]).logits[:, -1]
         error = (lane.logits.float() - expected).abs().max() / expected.abs().max()
         assert error < 5e-2

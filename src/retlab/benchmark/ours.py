@@ -18,7 +18,7 @@ from retlab.data.loader import TokenLoader
 from retlab.data.settings import DataSection
 from retlab.models import build_model
 from retlab.models.causal_lm import CausalLM
-from retlab.models.static_steps import forget, steps_of
+from retlab.models.engines import forget, steps_of
 from retlab.training.lightning import fit
 from retlab.training.loop import StepBatches, TrainingLoop
 from retlab.training.module import Batch, TrainingModule

@@ -98,6 +98,10 @@ class Mixer(nn.Module):
         """Memory for `advance`, whose `load` takes states like this one, with room for `capacity` slots."""
         return state and type(state)(*(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in state))
 
+    def changing(self, reserved: MixerState) -> list[torch.Tensor]:
+        """The tensors of reserved memory that `advance` changes; zeros in all of them are an empty state."""
+        return list(reserved or ())
+
     def load(self, reserved: MixerState, state: MixerState) -> None:
         """Copy a state into reserved memory."""
         _overwrite(reserved or (), state or ())

@@ -113,6 +113,10 @@ class Retention(Mixer):
         memory = torch.zeros_like(state.memory, memory_format=torch.contiguous_format)
         return ReservedRetention(memory, decay[:, None, None])
 
+    def changing(self, reserved: ReservedRetention) -> list[torch.Tensor]:
+        """The memory, and not the decays."""
+        return [reserved.memory]
+
     def load(self, reserved: ReservedRetention, state: RetentionState) -> None:
         """Copy the memory."""
         reserved.memory.copy_(state.memory)

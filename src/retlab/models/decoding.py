@@ -13,8 +13,11 @@ from torch import nn
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from .body import States
 from .cache import StateCache
-from .static_steps import MOST_ENDS, RING, Lane, Parts, engine_of
+from .engines import engine_of
+from .run_ahead import LOOK_EVERY, Look, Written, cut_at_ends
+from .static_steps import MOST_ENDS, Lane, Parts
 
 SMALLEST_CAPACITY = 256
 """Slots that attention keeps room for at least; more come in steps of half an octave, so that few shapes exist."""
@@ -27,9 +30,6 @@ SMALL_PIECE = 8
 
 SHORTEST_PIECE = 64
 """Tokens per row in the smallest piece."""
-
-LOOK_EVERY = 16
-"""Tokens between two looks at whether all rows have ended."""
 
 _KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep"}
 
@@ -48,6 +48,11 @@ class Request(NamedTuple):
     def cache(self) -> Any:
         """The cache that transformers hands on."""
         return self.model_kwargs.get("past_key_values")
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens come at most."""
+        return max(1, self.stopping_criteria.max_length - self.input_ids.shape[1])
 
     @property
     def ends(self) -> torch.Tensor | None:
@@ -70,6 +75,9 @@ def can_decode(model: Any, request: Request, synced_gpus: bool) -> bool:
     if extra or watched or synced_gpus or getattr(config, "is_assistant", False) or not inputs.get("use_cache"):
         return False
     if not isinstance(request.cache, StateCache) or request.stopping_criteria.max_length is None:
+        return False
+    # Without a second token there is nothing to repeat; pieces of a prompt are.
+    if request.new_tokens == 1 and any(block.mixer.keeps_tokens for block in model.body.blocks):
         return False
     positions, ends = inputs.get("position_ids"), request.ends
     if (positions is not None and positions.ndim != 2) or (ends is not None and ends.numel() > MOST_ENDS):
@@ -113,19 +121,20 @@ def decode(model: Any, request: Request) -> Any:
     """Generate as `GenerationMixin._sample` does."""
     engine = engine_of(model, Parts(model.embed_tokens, model.body, model.lm_head), _identity(model))
     cache, batch = request.cache, _rows(request)
-    new_tokens = max(1, request.stopping_criteria.max_length - request.input_ids.shape[1])
     pieces, logits, capacity = _pieces(model, request), None, 0
-    if pieces:
-        like = [block.mixer.empty_state(batch, model.lm_head.weight) for block in model.body.blocks]
-    else:
+    if not pieces:
         # Transformers' own way: it slices what a cache has seen, and knows chunks.
         outputs = model._prefill(request.input_ids, request.generation_config, request.model_kwargs)
-        logits, like = outputs.logits[:, -1], cache.states
+        logits = outputs.logits[:, -1]
         del outputs
         if any(block.mixer.keeps_tokens for block in model.body.blocks):
-            capacity = _room_for(cache.seen + new_tokens)
+            capacity = _room_for(cache.seen + request.new_tokens)
+
+    def like() -> States:
+        return cache.states or [block.mixer.empty_state(batch, model.lm_head.weight) for block in model.body.blocks]
+
     with engine.lane(batch, capacity, like, model.lm_head.out_features) as lane, _writable():
-        run = _Run(lane, request, new_tokens)
+        run = _Run(lane, request)
         if logits is None:
             run.begin(feed_pieces(model, lane, request.input_ids, run.positions, pieces), request.input_ids.shape[1])
         else:
@@ -182,7 +191,7 @@ def feed_pieces(
     batch, tokens = ids.shape
     if positions is None:
         positions = torch.arange(tokens, device=ids.device)[None]
-    lane.load([block.mixer.empty_state(batch, lane.logits) for block in model.body.blocks], 0)
+    lane.clear()
     start = 0
     for size in pieces:
         step, place = lane.step(size), slice(start, start + size)
@@ -204,8 +213,8 @@ def feed_pieces(
 class _Run:
     """One generation over a lane; `slot` is where the next token is fed."""
 
-    def __init__(self, lane: Lane, request: Request, new_tokens: int) -> None:
-        self.lane, self.request, self.new_tokens = lane, request, new_tokens
+    def __init__(self, lane: Lane, request: Request) -> None:
+        self.lane, self.request, self.new_tokens = lane, request, request.new_tokens
         self.positions: torch.Tensor | None = request.model_kwargs.get("position_ids")
         self.ends = request.ends
         self.slot = 0
@@ -241,9 +250,9 @@ class _Run:
         self.slot += 1
 
     def _greedy(self) -> torch.Tensor:
-        lane, written = self.lane, _Written(self.lane, self.slot)
+        lane, written = self.lane, Written(self.lane, self.slot)
         ahead = lane.slot.is_cuda and not self.request.returns_cache
-        look = _Look(lane, LOOK_EVERY if ahead else 1)
+        look = Look(lane, LOOK_EVERY if ahead else 1)
         # The prompt's forward pass gave the first token's logits.
         lane.choose(lane.logits)
         for count in range(1, self.new_tokens + 1):
@@ -253,7 +262,7 @@ class _Run:
             self._advance()
         new = written.tokens()
         if self.ends is not None and ahead:
-            new = _cut(new, self.ends)
+            new = cut_at_ends(new, self.ends)
         return torch.cat((self.request.input_ids, new), dim=1)
 
     def _token_by_token(self) -> torch.Tensor:
@@ -280,53 +289,3 @@ class _Run:
             lane.feed(token[:, None])
             self._advance()
         return ids
-
-
-class _Written:
-    """The tokens that were chosen, collected from the lane's ring before it comes round again."""
-
-    def __init__(self, lane: Lane, slot: int) -> None:
-        self._lane, self._parts = lane, list[torch.Tensor]()
-        self._start = self._end = slot % RING
-
-    def add(self, slot: int) -> None:
-        """The token to be fed at this slot has been chosen."""
-        self._end = slot % RING + 1
-        if self._end == RING:
-            self._parts.append(self._lane.ring[:, self._start :].clone())
-            self._start = self._end = 0
-
-    def tokens(self) -> torch.Tensor:
-        """(batch, tokens added)."""
-        return torch.cat((*self._parts, self._lane.ring[:, self._start : self._end]), dim=1)
-
-
-class _Look:
-    """Asks now and then whether all rows have ended; one look behind, so that the GPU is never waited for."""
-
-    def __init__(self, lane: Lane, every: int) -> None:
-        self._lane, self._every = lane, every
-        self._event: torch.cuda.Event | None = None
-        self._flag = torch.zeros((), dtype=torch.bool, pin_memory=every > 1)
-
-    def sees_the_end(self, count: int) -> bool:
-        """Whether all rows have ended, as far as is known when `count` tokens were chosen."""
-        if self._every == 1:
-            return bool(self._lane.finished.all())
-        if count % self._every:
-            return False
-        if self._event is None:
-            self._event = torch.cuda.Event()
-        else:
-            self._event.synchronize()
-            if self._flag:
-                return True
-        self._flag.copy_(self._lane.finished.all(), non_blocking=True)
-        self._event.record()
-        return False
-
-
-def _cut(new: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Tokens (batch, n) up to the one with which the last row ended."""
-    ended = (new[..., None] == ends).any(-1).cumsum(1).bool().all(0)
-    return new[:, : new.shape[1] - int(ended.sum()) + 1] if ended.any() else new

@@ -6,11 +6,9 @@ often it has run over all calls: launched kernel by kernel, recorded as one CUDA
 clock decides, so that the same calls give the same numbers.
 """
 
-import contextlib
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -37,12 +35,6 @@ RING = 256
 
 MOST_ENDS = 8
 """How many end-of-text tokens a lane can look for."""
-
-MOST_LANES = 8
-"""How many lanes of one model are kept."""
-
-MEMORY_SHARE = 1 / 8
-"""The part of the GPU's memory that the lanes of one model may keep; the latest is always kept."""
 
 
 class Parts:
@@ -92,6 +84,12 @@ class Lane:
     def steps(self) -> list["Step"]:
         """All steps that were ever asked for."""
         return list(self._steps.values())
+
+    def clear(self) -> None:
+        """Go on from nothing."""
+        tensors = [mixer.changing(reserved) for mixer, reserved in zip(self._mixers, self.states, strict=True)]
+        # One launch, where a prompt is about to be waited for.
+        torch._foreach_zero_([self.slot, *(tensor for own in tensors for tensor in own)])
 
     def load(self, states: States, slot: int) -> None:
         """Go on from states after `slot` slots."""
@@ -240,70 +238,3 @@ def advance_compiled(block: Block, *inputs: Any) -> torch.Tensor:
         name = type(block.mixer).__name__
         logging.get_logger(__name__).warning(f"Generation goes on without compiling {name}, slower: {reason}")
         return block.advance(*inputs)
-
-
-class Engine:
-    """The lanes of one model."""
-
-    def __init__(self, parts: Parts, identity: Any) -> None:
-        self.parts, self.identity = parts, identity
-        self.lanes: OrderedDict[tuple[int, int], Lane] = OrderedDict()
-        self._guard = threading.Lock()
-
-    @contextlib.contextmanager
-    def lane(self, batch: int, capacity: int, like: States, vocab_size: int) -> Iterator[Lane]:
-        """A lane that nobody else uses meanwhile; one that is not kept where all of its shape are in use."""
-        with self._guard:
-            lane = self.lanes.get((batch, capacity))
-            if lane is None:
-                # Memory of a graph, so no tensors of inference mode, which could not be written outside of it.
-                with torch.inference_mode(False):
-                    lane = self.lanes[batch, capacity] = Lane(self.parts, batch, capacity, like, vocab_size)
-            mine = lane.busy.acquire(blocking=False)
-            if mine:
-                self.lanes.move_to_end((batch, capacity))
-                self._forget(lane)
-        if not mine:
-            with torch.inference_mode(False):
-                yield Lane(self.parts, batch, capacity, like, vocab_size)
-            return
-        try:
-            yield lane
-        finally:
-            lane.busy.release()
-
-    def _forget(self, latest: Lane) -> None:
-        """Drop the lanes that were not used for longest, until number and memory fit."""
-        limit = float("inf")
-        if latest.slot.is_cuda:
-            limit = torch.cuda.get_device_properties(latest.slot.device).total_memory * MEMORY_SHARE
-        while len(self.lanes) > MOST_LANES or sum(lane.nbytes for lane in self.lanes.values()) > limit:
-            key = next(iter(self.lanes))
-            if self.lanes[key] is latest:
-                return
-            del self.lanes[key]
-
-
-_engines: "weakref.WeakKeyDictionary[nn.Module, Engine]" = weakref.WeakKeyDictionary()
-
-
-def engine_of(model: nn.Module, parts: Parts, identity: Any) -> Engine:
-    """The engine of a model, kept outside of it so that copies and files know nothing of it.
-
-    `identity` is what recordings depend on; where it has changed, they are made anew.
-    """
-    engine = _engines.get(model)
-    if engine is None or engine.identity != identity:
-        engine = _engines[model] = Engine(parts, identity)
-    return engine
-
-
-def steps_of(model: nn.Module) -> list[Step]:
-    """The steps that a model's generations have left."""
-    engine = _engines.get(model)
-    return [] if engine is None else [step for lane in engine.lanes.values() for step in lane.steps]
-
-
-def forget(model: nn.Module) -> None:
-    """Drop everything that a model's generations have left: the next is as slow as the first."""
-    _engines.pop(model, None)
