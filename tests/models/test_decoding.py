@@ -352,6 +352,13 @@ def test_what_has_to_be_watched_is_left_to_transformers(model, ours):
     model.generate(ids, **settings)
     assert len(seen) == 4
     hook.remove()
+
+    class Adapter(torch.nn.Linear):
+        """Foreign: what it computes may depend on more than its weights."""
+
+    head, model.lm_head = model.lm_head, Adapter(16, 40, bias=False)
+    model.generate(ids, **settings)
+    model.lm_head = head
     model.train().generate(ids, **settings)
     assert not ours
     model.eval().generate(ids, **settings)

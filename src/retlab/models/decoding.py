@@ -13,7 +13,9 @@ from torch import nn
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .body import States
+from ..mixers import Mixer
+from ..mixers.base import Projection
+from .body import Block, Body, Norm, States
 from .cache import StateCache
 from .engines import engine_of
 from .run_ahead import LOOK_EVERY, Look, Written, cut_at_ends
@@ -87,7 +89,7 @@ def can_decode(model: Any, request: Request, synced_gpus: bool) -> bool:
 
 def _is_plain(model: Any) -> bool:
     """Whether the model computes what its classes say, with weights of its own on one device, and nobody watches."""
-    if model.training or torch.compiler.is_compiling() or "forward" in vars(model):
+    if model.training or torch.compiler.is_compiling():
         return False
     weights = list(model.parameters())
     device = weights[0].device
@@ -97,9 +99,19 @@ def _is_plain(model: Any) -> bool:
         return False
     if any(type(weight) is not nn.Parameter or weight.device != device for weight in weights):
         return False
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in model.modules()
-    )
+    return all(_is_known(module) for module in model.children() for module in module.modules()) and not _watched(model)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether nothing but weights decides what a module computes: others', such as adapters, can be switched."""
+    ours = isinstance(module, Body | Block | Mixer | Norm | Projection)
+    return (ours or type(module).__module__.startswith("torch.nn.modules.")) and not _watched(module)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody wants to be called, or to be called instead."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(module) or hasattr(module, "_hf_hook")
 
 
 def _identity(model: Any) -> Any:
