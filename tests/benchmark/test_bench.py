@@ -9,8 +9,13 @@ from tests.benchmark.sizes import tiny_plan
 from retlab.benchmark.bench import Bench
 from retlab.benchmark.entries import ROWS, choose_peers, make_entries
 from retlab.benchmark.measuring import Marks, state_bytes
+from retlab.benchmark.ours import RetLab
+from retlab.benchmark.plan import Shape
 from retlab.benchmark.text_rates import tokeniser_row
 from retlab.errors import UserError
+from retlab.models.engines import steps_of
+from retlab.models.static_steps import Step
+from retlab.training.hardware import choose_hardware
 
 
 def test_every_contestant_gives_the_rows_of_its_cases(tmp_path: Path) -> None:
@@ -25,9 +30,27 @@ def test_every_contestant_gives_the_rows_of_its_cases(tmp_path: Path) -> None:
         for case in entry.cases:
             rows = bench.measure(case)
             names = [row.measurement for row in rows]
-            is_peer_training = entry.contestant != "RetLab" and case.kind == "training"
-            assert names == list(ROWS[case.kind][:1] if is_peer_training else ROWS[case.kind])
+            is_peer = entry.contestant != "RetLab"
+            assert names == list(ROWS[case.kind][:-1] if is_peer else ROWS[case.kind])
             assert all(row.tokens_per_second for row in rows if not row.remark)
+
+
+def test_generation_is_measured_in_steady_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contestant generates until no step that it uses will become faster, and can forget all of it."""
+    monkeypatch.setattr(Step, "is_settled", property(lambda step: step.calls >= 20))
+    entry = next(iter(make_entries(tiny_plan("transformer"), [], compiled=False)))
+    contestant = RetLab(entry.subject, choose_hardware(entry.subject.train), entry.mode)
+    model = contestant.generator()
+    ids = contestant.random_ids(Shape(2, 16))
+
+    def generate(batch: int = 2) -> None:
+        model.generate(ids[:batch], max_new_tokens=9, do_sample=False)
+
+    generate(1)
+    contestant.settle(model, generate)
+    assert sorted(step.calls for step in steps_of(model)) == [8, 24]
+    contestant.start_afresh(model)
+    assert steps_of(model) == []
 
 
 def test_modes_and_cases_where_training_is_compiled() -> None:

@@ -53,6 +53,48 @@ def test_pieces_give_the_outputs_of_one_call(mixer, layout, pieces):
         assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["none", "left", "right"])
+@pytest.mark.parametrize("piece", [1, 7])
+def test_advancing_in_place_gives_the_outputs_of_one_call(mixer, layout, piece):
+    if not mixer.can_advance or (piece > 1 and mixer.keeps_tokens):
+        pytest.skip("cannot")
+    hidden, segment_ids, first = _hidden(2), layouts(100)[layout], 100
+    begin, state = run(mixer, hidden[:, :first], POSITIONS[:, :first], segment_ids)
+    rest = None if segment_ids is None else torch.cat((segment_ids, torch.zeros(2, TOKENS - first).long()), 1)
+    whole, last = run(mixer, hidden, POSITIONS, rest)
+    reserved = mixer.reserve(state, TOKENS + 20)
+    # What another generation left there.
+    for tensor in mixer.changing(reserved):
+        tensor.fill_(1)
+    mixer.load(reserved, state)
+    addresses = [tensor.data_ptr() for tensor in reserved or ()]
+    slot, outputs = torch.tensor(first), [begin]
+    with torch.no_grad():
+        while slot < TOKENS:
+            place = slice(int(slot), min(TOKENS, int(slot) + piece))
+            outputs.append(mixer.advance(hidden[:, place], turned(mixer, POSITIONS[:, place]), reserved, slot))
+            slot += outputs[-1].shape[1]
+    real = _real(rest)
+    assert relative_error(torch.cat(outputs, 1) * real, whole * real) < 1e-5
+    assert [tensor.data_ptr() for tensor in reserved or ()] == addresses
+    for mine, expected in zip(mixer.unload(reserved, TOKENS) or (), last or (), strict=True):
+        assert mine.shape == expected.shape
+        assert mine.data_ptr() not in addresses
+        assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
+
+
+def test_zeros_are_an_empty_state(mixer):
+    empty = mixer.empty_state(2, torch.zeros(1))
+    if empty is None:
+        pytest.skip("not recurrent")
+    reserved = mixer.reserve(empty, 0)
+    for tensor in mixer.changing(reserved):
+        tensor.fill_(1).zero_()
+    with torch.no_grad():
+        out = mixer.advance(_hidden(2), turned(mixer, POSITIONS), reserved, torch.tensor(0))
+    assert relative_error(out, run(mixer, _hidden(2), POSITIONS)[0]) < 1e-5
+
+
 @pytest.mark.parametrize("layout", ["left", "right", "mixed"])
 def test_padding_is_not_read(mixer, layout):
     segment_ids = layouts(TOKENS)[layout]

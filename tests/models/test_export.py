@@ -93,6 +93,9 @@ def check(name, expected, **options):
     for use_cache in (True, False):
         tokens = model.generate(**batch, max_new_tokens=12, do_sample=False, eos_token_id=-1, use_cache=use_cache)
         assert torch.equal(tokens, known["tokens"]), use_cache
+    generates_itself = all(block.mixer.can_advance for block in model.body.blocks)
+    engines = type(model)._sample.__globals__["decode"].__globals__["engine_of"].__globals__["_engines"]
+    assert (model in engines) == generates_itself
     assert model.generation_config.eos_token_id == 2 and model.generation_config.pad_token_id == 0
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
     assert tokenizer.decode(tokenizer("a ä")["input_ids"]) == "a ä"

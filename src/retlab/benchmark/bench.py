@@ -10,15 +10,16 @@ import torch
 
 from retlab.benchmark.contestant import Contestant
 from retlab.benchmark.entries import Case, Entry, Kind
-from retlab.benchmark.measuring import Memory, median_seconds, state_bytes
+from retlab.benchmark.measuring import Memory, median_seconds, seconds_of, state_bytes
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, Shape
-from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
+from retlab.benchmark.row import DECODE, FIRST_DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
 from retlab.benchmark.text_rates import benchmark_loader
 from retlab.models.counting import flops_per_token
 from retlab.training.hardware import choose_hardware, set_threads
 
 FIRST_NEW_TOKENS = 8
+FRESH_TOKENS = 64
 
 
 class Bench:
@@ -85,17 +86,22 @@ class Bench:
                 self._generator = contestant.generator()
             model = self._generator
             ids = contestant.random_ids(shape).to(contestant.device)
-            found = _time_generation(model, ids, self.plan)
+            found = _time_generation(contestant, model, ids, self.plan)
         memory = {"peak_memory_gib": peak.gib}
         rows = [self._row("generation", PREFILL, shape, found.prefill, shape.batch * shape.tokens, **memory)]
-        if found.token is None:
-            name = self.entry.implementation("generation")
-            remark = "the prefill's time varies by more than the tokens take"
-            return [*rows, Row(DECODE, self.entry.model, name, *shape, remark=remark)]
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         state = None if found.state is None else found.state / 2**20
-        values = {**memory, "state_mib": state, "weight_bytes": weights}
-        return [*rows, self._row("generation", DECODE, shape, found.token, shape.batch, **values)]
+        rows.append(self._decode_row(DECODE, shape, found.token, **memory, state_mib=state, weight_bytes=weights))
+        if contestant.becomes_faster:
+            rows.append(self._decode_row(FIRST_DECODE, shape, found.first_token))
+        return rows
+
+    def _decode_row(self, measurement: str, shape: Shape, seconds: float | None, **values: Any) -> Row:
+        if seconds is None:
+            name = self.entry.implementation("generation")
+            remark = "the prefill's time varies by more than the tokens take"
+            return Row(measurement, self.entry.model, name, *shape, remark=remark)
+        return self._row("generation", measurement, shape, seconds, shape.batch, **values)
 
 
 def _class_of(entry: Entry) -> type[Contestant]:
@@ -108,29 +114,56 @@ def _class_of(entry: Entry) -> type[Contestant]:
 
 
 class _Generation(NamedTuple):
-    """Seconds up to the first new token, seconds of each further one, bytes of the cache at the end."""
+    """Seconds up to the first new token, of each further one and of each of the very first; bytes of the cache.
+
+    None where the prefill's own time varies by more.
+    """
 
     prefill: float
     token: float | None
+    first_token: float | None
     state: int | None
 
 
-def _time_generation(model: Any, ids: torch.Tensor, plan: Plan) -> _Generation:
+def _time_generation(contestant: Contestant, model: Any, ids: torch.Tensor, plan: Plan) -> _Generation:
     """Time greedy `generate()` calls for one new token and for many; the difference is that of the further ones."""
 
     def generate(new_tokens: int, **options: Any) -> Any:
         return model.generate(ids, max_new_tokens=new_tokens, do_sample=False, **options)
 
     device, more = ids.device, FIRST_NEW_TOKENS
+    first_token = None
+    if contestant.becomes_faster:
+        # What is recorded and compiled is so for a length: it is settled once, for the longest.
+        more = plan.most_new_tokens
+        first_token = _first_token(contestant, model, generate, device, min(FRESH_TOKENS, more))
+        contestant.settle(model, partial(generate, 1))
     state = state_bytes(getattr(generate(1 + more, return_dict_in_generate=True), "past_key_values", None))
     generate(1)
     prefill = median_seconds(partial(generate, 1), device, plan.seconds)
     while True:
         call = partial(generate, 1 + more)
+        if contestant.becomes_faster:
+            contestant.settle(model, call)
         # The first call of a length may compile, and is not timed.
         generated = call().shape[1] - ids.shape[1] - 1
         seconds = median_seconds(call, device, plan.seconds) - prefill
         if seconds >= plan.seconds or more >= plan.most_new_tokens:
             break
         more = min(4 * more, plan.most_new_tokens)
-    return _Generation(prefill, seconds / generated if seconds > 0 and generated > 0 else None, state)
+    return _Generation(prefill, _each(seconds, generated), first_token, state)
+
+
+def _first_token(
+    contestant: Contestant, model: Any, generate: Callable[[int], Any], device: torch.device, tokens: int
+) -> float | None:
+    """Seconds of each of the first tokens after the prompt, where nothing of their shape has run before."""
+    generate(1)
+    contestant.start_afresh(model)
+    prefill = seconds_of(partial(generate, 1), device)
+    contestant.start_afresh(model)
+    return _each(seconds_of(partial(generate, 1 + tokens), device) - prefill, tokens)
+
+
+def _each(seconds: float, tokens: int) -> float | None:
+    return seconds / tokens if seconds > 0 and tokens > 0 else None

@@ -3,6 +3,7 @@
 import contextlib
 import statistics
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
@@ -59,6 +60,8 @@ class Contestant(ABC):
 
     name: ClassVar[str]
     has_generate: ClassVar[bool] = True
+    becomes_faster: ClassVar[bool] = False
+    "Whether `generate()` records or compiles a shape once it was used often enough; see `settle`."
 
     def __init__(self, subject: Subject, hardware: Hardware, mode: str) -> None:
         self.subject, self.hardware, self.compiled = subject, hardware, mode == "compiled"
@@ -78,6 +81,14 @@ class Contestant(ABC):
         with self.device:
             model = self.build()
         return model.to(torch.bfloat16 if self.hardware.bf16 else torch.float32).eval()
+
+    def start_afresh(self, model: nn.Module) -> None:
+        """Have the next `generate()` be as slow as the first of its shape; for those which become faster."""
+        raise NotImplementedError
+
+    def settle(self, model: nn.Module, generate: Callable[[], object]) -> None:
+        """Call `generate` until it will not become faster any more; for those which become faster."""
+        raise NotImplementedError
 
     def random_ids(self, shape: Shape) -> torch.Tensor:
         """Random token ids [batch, tokens] on the CPU."""

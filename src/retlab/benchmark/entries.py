@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from retlab.benchmark.peers import PEERS, Peer
 from retlab.benchmark.plan import Device, Plan, Shape, Subject
-from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
+from retlab.benchmark.row import DECODE, FIRST_DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
 from retlab.errors import UserError
 from retlab.models.counting import count_parameters
 
@@ -14,9 +14,9 @@ Kind = Literal["training", "loader", "generation"]
 ROWS: dict[Kind, tuple[str, ...]] = {
     "training": (TRAINING, FORWARD),
     "loader": LOADER,
-    "generation": (PREFILL, DECODE),
+    "generation": (PREFILL, DECODE, FIRST_DECODE),
 }
-"""The rows that a case gives."""
+"""The rows that a case gives; those of `training: forward` and the first tokens are RetLab's alone."""
 
 _NAMES = {"retnet": "RetNet", "longnet": "LongNet"}
 

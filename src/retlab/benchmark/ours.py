@@ -2,12 +2,13 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from retlab.benchmark.contestant import Contestant, StepTimes
 from retlab.benchmark.measuring import Marks
@@ -17,6 +18,7 @@ from retlab.data.loader import TokenLoader
 from retlab.data.settings import DataSection
 from retlab.models import build_model
 from retlab.models.causal_lm import CausalLM
+from retlab.models.engines import forget, steps_of
 from retlab.training.lightning import fit
 from retlab.training.loop import StepBatches, TrainingLoop
 from retlab.training.module import Batch, TrainingModule
@@ -28,10 +30,22 @@ class RetLab(Contestant):
     """Our model of the subject's architecture."""
 
     name = RETLAB
+    becomes_faster = True
 
     def build(self) -> CausalLM:
         torch.manual_seed(0)
         return build_model(self.config)
+
+    def start_afresh(self, model: nn.Module) -> None:
+        forget(model)
+
+    def settle(self, model: nn.Module, generate: Callable[[], object]) -> None:
+        is_settled = False
+        while not is_settled:
+            before = {step: step.calls for step in steps_of(model)}
+            generate()
+            used = [step for step in steps_of(model) if step.calls != before.get(step)]
+            is_settled = all(step.is_settled for step in used)
 
     def training_times(self, shape: Shape, steps: int) -> StepTimes:
         batches = itertools.repeat([self._random_batch(shape)], steps)

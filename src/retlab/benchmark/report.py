@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from retlab.benchmark.processes import Machine
-from retlab.benchmark.row import DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
+from retlab.benchmark.row import DECODE, FIRST_DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
 
 FORMULA = (
     "MFU = tokens/s x FLOPs per token / measured rate of a matrix product. FLOPs per token = 6 M + 3 x sum over the "
@@ -24,6 +24,9 @@ EXPLANATIONS = (
     "one such batch again and again; means over the steps of one training.",
     f"{PREFILL} and {DECODE}: greedy generate() after a random prompt of so many tokens; prefill lasts to the first "
     "new token, decode is each further one. ms: of a step, a prefill, one new token of all rows, a batch.",
+    f"RetLab's {PREFILL} and {DECODE} are those of a shape in steady use: on a GPU it records a shape at its third use "
+    "and compiles it after some thousand tokens, which is over before the clock starts. "
+    f"{FIRST_DECODE} is each of the first tokens of a shape that has never been used, recording included.",
     "peak GiB: a GPU's allocated memory, weights included; on a CPU what the process takes beyond Python and its "
     "libraries. state MiB: the cache after the last token.",
     "weights x: time of one new token over that of reading all weights once at the measured bandwidth. RetLab x: "

@@ -8,6 +8,7 @@ FORWARD = "training: forward"
 LOADER = ("training: loader", "training: constant")
 PREFILL = "prefill"
 DECODE = "decode"
+FIRST_DECODE = "decode: first 64 tokens"
 TOKENISER = "tokeniser"
 LOADER_ALONE = "loader alone"
 """What is measured; see the explanations in `report`."""

@@ -30,6 +30,8 @@ class AttentionState(NamedTuple):
 class Attention(Mixer):
     """Multi-head attention with rotary positions of base `rope_theta` (Su et al. 2021) and no biases."""
 
+    keeps_tokens = True
+
     def __init__(
         self, hidden_size: int, *, num_heads: int = 4, rope_theta: float = 10_000.0, dropout: float = 0.0
     ) -> None:
@@ -51,10 +53,7 @@ class Attention(Mixer):
         segment_ids: torch.Tensor | None = None,
         state: AttentionState | None = None,
     ) -> tuple[torch.Tensor, AttentionState]:
-        assert rotation is not None
-        projected = (self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden))
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in projected)
-        q, k, v = (x.transpose(1, 2) for x in (rotate_halves(q, rotation), rotate_halves(k, rotation), v))
+        q, k, v = self._project(hidden, rotation)
         dropout = self.dropout if self.training else 0.0
         if state is not None:
             k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
@@ -66,9 +65,62 @@ class Attention(Mixer):
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
         return out, AttentionState(k, v, _visible_next(hidden, segment_ids, state))
 
+    def _project(
+        self, hidden: torch.Tensor, rotation: Rotation | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Positioned queries and keys, and values, (batch, heads, tokens, head width) each."""
+        assert rotation is not None
+        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
+        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
+        return q, k, self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def reserve(self, state: AttentionState, capacity: int) -> AttentionState:
+        """Zeros, because what no query reads still takes part in products, with weight zero."""
+        batch, heads, _, width = state.keys.shape
+        keys, values = (x.new_zeros(batch, heads, capacity, width) for x in (state.keys, state.values))
+        return AttentionState(keys, values, state.visible.new_zeros(batch, capacity))
+
+    def load(self, reserved: AttentionState, state: AttentionState) -> None:
+        """Copy a state into the first slots, and hide the others."""
+        used = state.keys.shape[2]
+        reserved.keys[:, :, :used].copy_(state.keys)
+        reserved.values[:, :, :used].copy_(state.values)
+        reserved.visible.zero_()
+        reserved.visible[:, :used].copy_(state.visible)
+
+    def unload(self, reserved: AttentionState, slots: int) -> AttentionState:
+        """A state of its own memory after the first `slots` slots."""
+        keys, values = (x[:, :, :slots].clone() for x in (reserved.keys, reserved.values))
+        return AttentionState(keys, values, reserved.visible[:, :slots].clone())
+
+    def advance(
+        self, hidden: torch.Tensor, rotation: Rotation | None, reserved: AttentionState, slot: torch.Tensor
+    ) -> torch.Tensor:
+        """The output at one token, whose key and value go to `slot`."""
+        q, k, v = self._project(hidden, rotation)
+        keys, values, visible = reserved
+        place = slot.view(1)
+        keys.index_copy_(2, place, k)
+        values.index_copy_(2, place, v)
+        visible.index_fill_(1, place, True)
+        out = _attend_one(q, keys, values, visible)
+        return self.out_proj(out.transpose(1, 2).flatten(-2))
+
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Scores and weighted sums over the half of the square that the causal mask leaves."""
         return 2 * sequence_length * self.num_heads * self.head_width
+
+
+def _attend_one(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Attention of one query (batch, heads, 1, width) to the visible of (batch, heads, slots, width)."""
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None, None])
+    # Kernels of whole attention share the work out over rows and heads, which are too few for one query.
+    pairs = (q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    scores = torch.bmm(*pairs, out_dtype=torch.float32) if q.dtype.itemsize < 4 else torch.bmm(*pairs)
+    scores = scores.unflatten(0, q.shape[:2]) * q.shape[-1] ** -0.5
+    weights = scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
+    return weights.to(values.dtype) @ values
 
 
 def _allowed_pairs(

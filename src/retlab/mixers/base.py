@@ -16,9 +16,12 @@ A mixer maps hidden states to hidden states of the same shape, for any number of
 
 Feeding a sequence in pieces, each with the state that the piece before returned, gives the outputs of one call.
 The output at padding is finite and means nothing.
+
+Generation feeds pieces of real tokens of the open document through `advance`, which writes the new state over the old
+one: the same work on the same memory every time, so that a GPU can record it once and play it back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +45,9 @@ class Mixer(nn.Module):
 
     recurrent: ClassVar[bool] = False
     """Whether the state has a fixed size, and therefore cannot be taken back to an earlier token."""
+
+    keeps_tokens: ClassVar[bool] = False
+    """Whether the state holds something of every token that can still be read, and grows with them."""
 
     frequencies: Frequencies | None = None
     """Of the rotary positions, where the mixer has them."""
@@ -68,9 +74,58 @@ class Mixer(nn.Module):
         """Mix one piece of the sequence; shapes as in the module's docstring."""
         raise NotImplementedError
 
+    @property
+    def can_advance(self) -> bool:
+        """Whether `advance` works with the present settings."""
+        return True
+
+    def empty_state(self, batch: int, like: torch.Tensor) -> MixerState:  # noqa: ARG002
+        """The state before the first token, in the dtype and on the device that `like` has; recurrent mixers have one.
+
+        None where the mixer has no state.
+        """
+        return None
+
+    def reserve(self, state: MixerState, capacity: int) -> MixerState:  # noqa: ARG002
+        """Memory for `advance`, whose `load` takes states like this one, with room for `capacity` slots."""
+        return state and type(state)(*(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in state))
+
+    def changing(self, reserved: MixerState) -> list[torch.Tensor]:
+        """The tensors of reserved memory that `advance` changes; zeros in all of them are an empty state."""
+        return list(reserved or ())
+
+    def load(self, reserved: MixerState, state: MixerState) -> None:
+        """Copy a state into reserved memory."""
+        _overwrite(reserved or (), state or ())
+
+    def unload(self, reserved: MixerState, slots: int) -> MixerState:  # noqa: ARG002
+        """A state of its own memory after the first `slots` slots, padding included."""
+        return reserved and type(reserved)(*(x.clone() for x in reserved))
+
+    def advance(
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation | None,
+        reserved: MixerState,
+        slot: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """The outputs at real tokens that continue the open document; the state in `reserved` moves past them.
+
+        `slot` () int64 counts the slots that were fed before, in the memory of the device. A recurrent mixer takes
+        any number of tokens, the others one.
+        """
+        out, state = self(hidden, rotation, None, reserved)
+        _overwrite(reserved or (), state or ())
+        return out
+
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Forward floating point operations per token that no weight matrix accounts for (2 per multiply-add)."""
         raise NotImplementedError
+
+
+def _overwrite(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def head_width(hidden_size: int, num_heads: int) -> int:

@@ -49,6 +49,8 @@ def check_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int
 class DilatedAttention(Mixer):
     """Multi-head dilated attention with rotary positions of base `rope_theta` (Su et al. 2021) and no biases."""
 
+    keeps_tokens = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -83,6 +85,11 @@ class DilatedAttention(Mixer):
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         out, new_state = dilated_attention(q, k, v, self.branches, segment_ids, state)
         return self.out_proj(out.transpose(1, 2).flatten(-2)), new_state
+
+    @property
+    def can_advance(self) -> bool:
+        """Never: the state's slots grow with the tokens up to the longest segment."""
+        return False
 
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Scores and weighted sums of every branch over the half of its squares that the causal mask leaves.

@@ -1,13 +1,30 @@
 """Multi-scale retention (Sun et al. 2023, arXiv:2307.08621) as a mixer."""
 
+from typing import NamedTuple
+
 import torch
+from torch.nn import functional as F
 
 from .base import Mixer, head_width
 from .gated_norm import gated_norm
 from .kernels import can_run, kernel_retention
 from .projections import Projection, project
-from .retention_forms import FORMS, RetentionState, retention, retnet_log_decay, torchscale_parallel_retention
-from .rotary import RetNetFrequencies, Rotation, rotate_pairs
+from .retention_forms import (
+    FORMS,
+    RetentionState,
+    retention,
+    retention_step,
+    retnet_log_decay,
+    torchscale_parallel_retention,
+)
+from .rotary import RetNetFrequencies, Rotation, rotate_pairs, rotate_pairs_of_one_token
+
+
+class ReservedRetention(NamedTuple):
+    """The memory of `RetentionState`, and the decays (heads, 1, 1) float32 that every token needs."""
+
+    memory: torch.Tensor
+    decay: torch.Tensor
 
 
 class Retention(Mixer):
@@ -92,6 +109,54 @@ class Retention(Mixer):
         if tokens == 1:
             return "recurrent"
         return "parallel" if tokens <= self.chunk_size else "chunkwise"
+
+    @property
+    def can_advance(self) -> bool:
+        """Not with TorchScale's normaliser, which has no state."""
+        return not self.torchscale_normalizer
+
+    def empty_state(self, batch: int, like: torch.Tensor) -> RetentionState:
+        """A memory of zeros."""
+        shape = (batch, self.num_heads, self.key_width, self.value_width)
+        return RetentionState(torch.zeros(shape, device=like.device))
+
+    def reserve(self, state: RetentionState, capacity: int) -> ReservedRetention:  # noqa: ARG002
+        """Memory of the state's shape, and the decays."""
+        decay = retnet_log_decay(self.num_heads, state.memory.device).exp().to(torch.float32)
+        memory = torch.zeros_like(state.memory, memory_format=torch.contiguous_format)
+        return ReservedRetention(memory, decay[:, None, None])
+
+    def changing(self, reserved: ReservedRetention) -> list[torch.Tensor]:
+        """The memory, and not the decays."""
+        return [reserved.memory]
+
+    def load(self, reserved: ReservedRetention, state: RetentionState) -> None:
+        """Copy the memory."""
+        reserved.memory.copy_(state.memory)
+
+    def unload(self, reserved: ReservedRetention, slots: int) -> RetentionState:  # noqa: ARG002
+        """A copy of the memory."""
+        return RetentionState(reserved.memory.clone())
+
+    def advance(
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation | None,
+        reserved: ReservedRetention,
+        slot: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """As the contract has it, with few kernels for one token, unless a form is asked for by name."""
+        if hidden.shape[1] > 1 or self.form is not None:
+            out, state = self(hidden, rotation, None, RetentionState(reserved.memory))
+            reserved.memory.copy_(state.memory)
+            return out
+        assert rotation is not None
+        both = torch.cat((self.q_proj(hidden), self.k_proj(hidden)), dim=-1).unflatten(-1, (2 * self.num_heads, -1))
+        q, k = rotate_pairs_of_one_token(both, rotation).to(torch.float32).chunk(2, dim=1)
+        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
+        out = retention_step(q, k, v[:, 0].to(torch.float32), reserved.decay, self.key_width**-0.5, reserved.memory)
+        out = F.rms_norm(out.to(v.dtype), (self.value_width,), eps=self.norm_eps).reshape(*hidden.shape[:2], -1)
+        return self.out_proj(F.silu(self.g_proj(hidden)) * out)
 
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Products within the chunk (mask not skipped), writing the memory and reading it."""

@@ -192,6 +192,18 @@ def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:
     return torch.cat(outputs, dim=2).to(dtype), RetentionState(memory)
 
 
+def retention_step(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
+) -> torch.Tensor:
+    """Eq. 6 for one token, over the memory (batch, heads, key width, value width) float32, which it overwrites.
+
+    q, k (batch, heads, key width) and v (batch, heads, value width) float32, k times `scale`; `decay` (heads, 1, 1)
+    float32 holds gamma. Returns (batch, heads, 1, value width) float32.
+    """
+    memory.mul_(decay).addcmul_(k[..., None], v[..., None, :], value=scale)
+    return q[..., None, :] @ memory
+
+
 def torchscale_parallel_retention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, segment_ids: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -67,6 +67,15 @@ def rotate_pairs(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     return x * cos + other * sin
 
 
+def rotate_pairs_of_one_token(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """`rotate_pairs` of x (batch, 1, heads, width) as (batch, heads, width), with few kernels where none is fused."""
+    if torch.compiler.is_compiling():
+        return rotate_pairs(x, rotation)[:, 0]
+    wide = x[:, 0].to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    turns = torch.complex(rotation.cos[:, 0], rotation.sin[:, 0])
+    return torch.view_as_real(torch.view_as_complex(wide) * turns).flatten(-2)
+
+
 def rotate_halves(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Turn the channel pairs (i, i + width / 2) of x (batch, tokens, heads, width), as Llama's checkpoints do.
 

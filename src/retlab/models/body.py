@@ -52,6 +52,12 @@ class Norm(nn.RMSNorm):
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
 
+    def of_model_dtype(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of x in the dtype of the weights: on a GPU PyTorch's own kernel widens as it computes."""
+        if x.is_cuda and x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return self(x)
+
 
 class Block(nn.Module):
     """One residual block, pre-norm.
@@ -84,6 +90,12 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, MixerState]:
         out, state = self.mixer(self.norm(hidden), rotation, segment_ids, state)
         return hidden + F.dropout(out, self.dropout, self.training), state if keep_state else None
+
+    def advance(
+        self, hidden: torch.Tensor, rotation: Rotation | None, reserved: MixerState, slot: torch.Tensor
+    ) -> torch.Tensor:
+        """The block at tokens that continue; see `Mixer.advance`."""
+        return hidden + self.mixer.advance(self.norm.of_model_dtype(hidden), rotation, reserved, slot)
 
 
 class Body(nn.Module):
@@ -141,6 +153,21 @@ class Body(nn.Module):
                 seen.append(hidden)
         hidden = self.norm(hidden)
         return BodyOutput(hidden, new_states, (*seen[:-1], hidden) if output_hidden_states else None)
+
+    def advance(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        reserved: States,
+        slot: torch.Tensor,
+        advance_block: Callable[..., torch.Tensor] = Block.advance,
+    ) -> torch.Tensor:
+        """The normed hidden states of the last of the tokens (batch, 1, hidden_size); see `Mixer.advance`."""
+        rotations = [rotation(positions, frequencies) for frequencies in self.frequencies]
+        hidden = embeddings
+        for block, turned_by, memory in zip(self.blocks, self.rotation_of_block, reserved, strict=True):
+            hidden = advance_block(block, hidden, None if turned_by is None else rotations[turned_by], memory, slot)
+        return self.norm(hidden[:, -1:])
 
 
 def relative_segments(

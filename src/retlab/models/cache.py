@@ -19,6 +19,9 @@ class StateCache(Cache):
 
     is_compileable = False
 
+    is_temporary = False
+    """Whether `generate()` made it for itself."""
+
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.reset()
@@ -29,6 +32,13 @@ class StateCache(Cache):
         self.lengths: torch.Tensor | None = None
         self.documents: torch.Tensor | None = None
         self.seen = 0
+
+    def move_to(self, states: States, slots: int, batch: int, device: torch.device) -> None:
+        """Take states after `slots` slots, of which those since the last ones were real tokens of the open document."""
+        if self.lengths is None:
+            self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+            self.documents = torch.full_like(self.lengths, -1)
+        self.states, self.lengths, self.seen = states, self.lengths + (slots - self.seen), slots
 
     def __len__(self) -> int:
         return len(self.states)

@@ -15,6 +15,7 @@ from ..mixers.kernels import KERNELS, use_kernel
 from .body import Body, BodyOutput, relative_segments
 from .cache import StateCache
 from .configuration import DecoderConfig, HybridConfig, LongNetConfig, ModelConfig, RetNetConfig
+from .decoding import Request, can_decode, decode
 
 logger = logging.get_logger(__name__)
 
@@ -226,6 +227,25 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{type(self).__name__} has its own cache: leave cache_implementation unset.")
         else:
             model_kwargs["past_key_values"] = self.new_cache()
+            model_kwargs["past_key_values"].is_temporary = True
+
+    def _sample(
+        self,
+        input_ids: Any,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Greedy decoding and sampling: transformers' loop, over memory that never moves where that can be."""
+        request = Request(input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
+        if can_decode(self, request, synced_gpus):
+            return decode(self, request)
+        return super()._sample(  # type: ignore[misc]
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+        )
 
 
 def _check_shape(embeddings: torch.Tensor, hidden_size: int, cache: StateCache | None) -> None:

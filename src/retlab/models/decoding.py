@@ -1,0 +1,303 @@
+"""The loop behind `generate()` for greedy decoding and sampling: transformers' own, over `static_steps`.
+
+It writes what transformers' loop writes, token for token. Where all that decides is the largest logit and the host is
+not asked after each token, it runs ahead of the GPU, and cuts off what was written too much.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from ..mixers import Mixer
+from ..mixers.base import Projection
+from .body import Block, Body, Norm, States
+from .cache import StateCache
+from .engines import engine_of
+from .run_ahead import LOOK_EVERY, Look, Written, cut_at_ends
+from .static_steps import MOST_ENDS, Lane, Parts
+
+SMALLEST_CAPACITY = 256
+"""Slots that attention keeps room for at least; more come in steps of half an octave, so that few shapes exist."""
+
+PIECE_TOKENS = 8192
+"""Tokens of all rows in the pieces that recurrent models are fed with a long prompt in."""
+
+SMALL_PIECE = 8
+"""The second size of pieces is this part of the first."""
+
+SHORTEST_PIECE = 64
+"""Tokens per row in the smallest piece."""
+
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep"}
+
+
+class Request(NamedTuple):
+    """What transformers prepared for one call of `generate()`."""
+
+    input_ids: torch.Tensor
+    logits_processor: Any
+    stopping_criteria: Any
+    generation_config: Any
+    streamer: Any
+    model_kwargs: dict[str, Any]
+
+    @property
+    def cache(self) -> Any:
+        """The cache that transformers hands on."""
+        return self.model_kwargs.get("past_key_values")
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens come at most."""
+        return max(1, self.stopping_criteria.max_length - self.input_ids.shape[1])
+
+    @property
+    def ends(self) -> torch.Tensor | None:
+        """End-of-text tokens among the stopping criteria (n,); None where there is no such criterion."""
+        criteria = [criterion for criterion in self.stopping_criteria if hasattr(criterion, "eos_token_id")]
+        return torch.cat([criterion.eos_token_id.reshape(-1) for criterion in criteria]) if criteria else None
+
+    @property
+    def returns_cache(self) -> bool:
+        """Whether the caller sees the cache when all is done."""
+        return bool(self.generation_config.return_dict_in_generate) or not self.cache.is_temporary
+
+
+def can_decode(model: Any, request: Request, synced_gpus: bool) -> bool:
+    """Whether `decode` does what transformers' own loop would do."""
+    config, inputs = request.generation_config, request.model_kwargs
+    extra = [name for name, value in inputs.items() if name not in _KNOWN_INPUTS and value is not None]
+    returned = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+    watched = config.output_hidden_states or config.output_attentions or returned
+    if extra or watched or synced_gpus or getattr(config, "is_assistant", False) or not inputs.get("use_cache"):
+        return False
+    if not isinstance(request.cache, StateCache) or request.stopping_criteria.max_length is None:
+        return False
+    # Without a second token there is nothing to repeat; pieces of a prompt are.
+    if request.new_tokens == 1 and any(block.mixer.keeps_tokens for block in model.body.blocks):
+        return False
+    positions, ends = inputs.get("position_ids"), request.ends
+    if (positions is not None and positions.ndim != 2) or (ends is not None and ends.numel() > MOST_ENDS):
+        return False
+    return _is_plain(model)
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether the model computes what its classes say, with weights of its own on one device, and nobody watches."""
+    if model.training or torch.compiler.is_compiling():
+        return False
+    weights = list(model.parameters())
+    device = weights[0].device
+    if torch.is_autocast_enabled(device.type) or device.type not in ("cpu", "cuda"):
+        return False
+    if not all(block.mixer.can_advance for block in model.body.blocks):
+        return False
+    if any(type(weight) is not nn.Parameter or weight.device != device for weight in weights):
+        return False
+    return all(_is_known(module) for module in model.children() for module in module.modules()) and not _watched(model)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether nothing but weights decides what a module computes: others', such as adapters, can be switched."""
+    ours = isinstance(module, Body | Block | Mixer | Norm | Projection)
+    return (ours or type(module).__module__.startswith("torch.nn.modules.")) and not _watched(module)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody wants to be called, or to be called instead."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(module) or hasattr(module, "_hf_hook")
+
+
+def _identity(model: Any) -> Any:
+    """What a recording depends on beside the numbers in the weights."""
+    weights = tuple((weight.data_ptr(), weight.dtype, weight.device) for weight in model.parameters())
+    forms = tuple(block.mixer.form for block in model.body.blocks)
+    products = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    return weights, forms, products, torch.are_deterministic_algorithms_enabled()
+
+
+@contextlib.contextmanager
+def _writable() -> Iterator[None]:
+    """No gradients, and none of inference mode's tensors, which could not be written outside of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def decode(model: Any, request: Request) -> Any:
+    """Generate as `GenerationMixin._sample` does."""
+    engine = engine_of(model, Parts(model.embed_tokens, model.body, model.lm_head), _identity(model))
+    cache, batch = request.cache, _rows(request)
+    pieces, logits, capacity = _pieces(model, request), None, 0
+    if not pieces:
+        # Transformers' own way: it slices what a cache has seen, and knows chunks.
+        outputs = model._prefill(request.input_ids, request.generation_config, request.model_kwargs)
+        logits = outputs.logits[:, -1]
+        del outputs
+        if any(block.mixer.keeps_tokens for block in model.body.blocks):
+            capacity = _room_for(cache.seen + request.new_tokens)
+
+    def like() -> States:
+        return cache.states or [block.mixer.empty_state(batch, model.lm_head.weight) for block in model.body.blocks]
+
+    with engine.lane(batch, capacity, like, model.lm_head.out_features) as lane, _writable():
+        run = _Run(lane, request)
+        if logits is None:
+            run.begin(feed_pieces(model, lane, request.input_ids, run.positions, pieces), request.input_ids.shape[1])
+        else:
+            lane.load(cache.states, cache.seen)
+            run.begin(logits, cache.seen)
+        if not request.returns_cache:
+            # Nobody sees it again, and attention's is large.
+            cache.reset()
+        sequences: Any = run.to_the_end()
+        if request.returns_cache:
+            cache.move_to(lane.unload(run.slot), run.slot, batch, lane.slot.device)
+    if request.streamer is not None:
+        request.streamer.end()
+    if request.generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache)
+    return sequences
+
+
+def _rows(request: Request) -> int:
+    embeddings = request.model_kwargs.get("inputs_embeds")
+    return request.input_ids.shape[0] if embeddings is None else embeddings.shape[0]
+
+
+def _room_for(slots: int) -> int:
+    """Slots rounded up to a power of two or three quarters of one."""
+    power = max(SMALLEST_CAPACITY, 1 << (slots - 1).bit_length())
+    return power * 3 // 4 if power > SMALLEST_CAPACITY and slots <= power * 3 // 4 else power
+
+
+def _pieces(model: Any, request: Request) -> list[int]:
+    """Tokens of the pieces that the beginning of the prompt is fed in; none where the forward pass takes it all."""
+    inputs, (batch, tokens) = request.model_kwargs, request.input_ids.shape
+    large = 1 << (max(1, PIECE_TOKENS // max(1, batch)).bit_length() - 1)
+    sizes = [size for size in (large, large // SMALL_PIECE) if size >= SHORTEST_PIECE]
+    # The last token may be in a piece, but a lone one has the forward pass of one token.
+    if not sizes or tokens < sizes[-1] or request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
+        return []
+    if any(block.mixer.keeps_tokens for block in model.body.blocks) or request.generation_config.prefill_chunk_size:
+        return []
+    mask = inputs.get("attention_mask")
+    if mask is not None and (mask.shape != request.input_ids.shape or not bool((mask == 1).all())):
+        return []
+    pieces: list[int] = []
+    for size in sizes:
+        pieces += [size] * ((tokens - sum(pieces)) // size)
+    return pieces
+
+
+def feed_pieces(
+    model: Any, lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, pieces: list[int]
+) -> torch.Tensor:
+    """Bring an empty lane past a prompt (batch, tokens); the logits after it (batch, vocab_size)."""
+    model.check_ids(ids)
+    batch, tokens = ids.shape
+    if positions is None:
+        positions = torch.arange(tokens, device=ids.device)[None]
+    lane.clear()
+    start = 0
+    for size in pieces:
+        step, place = lane.step(size), slice(start, start + size)
+        step.ids.copy_(ids[:, place])
+        step.positions.copy_(positions[:, place])
+        step.run()
+        start += size
+    if start == tokens:
+        return lane.logits
+    rest = StateCache()
+    rest.move_to(lane.unload(start), start, batch, ids.device)
+    answer = model(
+        ids[:, start:], position_ids=positions[:, start:], past_key_values=rest, logits_to_keep=1, return_dict=True
+    )
+    lane.load(rest.states, tokens)
+    return answer.logits[:, -1]
+
+
+class _Run:
+    """One generation over a lane; `slot` is where the next token is fed."""
+
+    def __init__(self, lane: Lane, request: Request) -> None:
+        self.lane, self.request, self.new_tokens = lane, request, request.new_tokens
+        self.positions: torch.Tensor | None = request.model_kwargs.get("position_ids")
+        self.ends = request.ends
+        self.slot = 0
+
+    def begin(self, logits: torch.Tensor, slot: int) -> None:
+        """Go on from the logits after the prompt's `slot` slots, whose states the lane has."""
+        lane, lengths = self.lane, self.request.cache.lengths
+        self.slot = slot
+        positions = lane.step(1).positions
+        if self.positions is not None:
+            positions.copy_(self.positions[:, -1:] + 1)
+        elif lengths is not None:
+            positions.copy_(lengths[:, None])
+        else:
+            positions.fill_(slot)
+        lane.expect(self.request.generation_config._pad_token_tensor, self.ends)
+        lane.logits.copy_(logits)
+
+    def to_the_end(self) -> torch.Tensor:
+        """Generate, and return prompt and new tokens (batch, tokens)."""
+        request = self.request
+        known = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in request.stopping_criteria)
+        is_greedy = not request.generation_config.do_sample and not len(request.logits_processor)
+        written = self._greedy() if known and is_greedy and request.streamer is None else self._token_by_token()
+        for criterion in request.stopping_criteria:
+            if type(criterion) is MaxLengthCriteria:
+                # It reminds of the window where the text has grown beyond.
+                criterion(written[:, :-1], None)
+        return written
+
+    def _advance(self) -> None:
+        self.lane.step(1).run(asked=self.new_tokens)
+        self.slot += 1
+
+    def _greedy(self) -> torch.Tensor:
+        lane, written = self.lane, Written(self.lane, self.slot)
+        ahead = lane.slot.is_cuda and not self.request.returns_cache
+        look = Look(lane, LOOK_EVERY if ahead else 1)
+        # The prompt's forward pass gave the first token's logits.
+        lane.choose(lane.logits)
+        for count in range(1, self.new_tokens + 1):
+            written.add(self.slot)
+            if count == self.new_tokens or (self.ends is not None and look.sees_the_end(count)):
+                break
+            self._advance()
+        new = written.tokens()
+        if self.ends is not None and ahead:
+            new = cut_at_ends(new, self.ends)
+        return torch.cat((self.request.input_ids, new), dim=1)
+
+    def _token_by_token(self) -> torch.Tensor:
+        """Transformers' loop, on the logits that the lane holds."""
+        lane, request = self.lane, self.request
+        ids, criteria = request.input_ids, request.stopping_criteria
+        unfinished = torch.ones(lane.batch, dtype=torch.int64, device=ids.device)
+        only_length = all(type(criterion) is MaxLengthCriteria for criterion in criteria)
+        for count in range(1, self.new_tokens + 1):
+            scores = request.logits_processor(ids, lane.logits.to(torch.float32, copy=True))
+            if request.generation_config.do_sample:
+                token = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+            else:
+                token = scores.argmax(-1)
+            if self.ends is not None:
+                token = token * unfinished + lane.pad * (1 - unfinished)
+            ids = torch.cat((ids, token[:, None]), dim=-1)
+            if request.streamer is not None:
+                request.streamer.put(token.cpu())
+            if not only_length:
+                unfinished = unfinished & ~criteria(ids, None)
+            if count == self.new_tokens or not (only_length or bool(unfinished.any())):
+                break
+            lane.feed(token[:, None])
+            self._advance()
+        return ids

@@ -1,0 +1,240 @@
+"""The model over memory that never moves: what a GPU can record once and play back for every token.
+
+A `Lane` is that memory for a number of rows: the mixers' states, and what is said of every row. A `Step` feeds its
+tokens through the model and leaves logits and new states in place. On a GPU a step goes through three tiers, by how
+often it has run over all calls: launched kernel by kernel, recorded as one CUDA graph, compiled and recorded anew. No
+clock decides, so that the same calls give the same numbers.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ..mixers import Mixer
+from .body import Block, Body, States
+
+WARM_CALLS = 2
+"""Calls of a step that are launched kernel by kernel before a CUDA graph is recorded."""
+
+COMPILE_AFTER = 2048
+"""Calls of a step for one token before the blocks are compiled."""
+
+COMPILE_PIECES_AFTER = 64
+"""The same for steps of several tokens."""
+
+COMPILE_OPTIONS: dict[str, Any] = {}
+"""Options of Inductor for the compiled tier."""
+
+RING = 256
+"""How many tokens of every row a lane remembers."""
+
+MOST_ENDS = 8
+"""How many end-of-text tokens a lane can look for."""
+
+
+class Parts:
+    """What a step needs of a model, without a reference to the model itself."""
+
+    def __init__(self, embed_tokens: nn.Module, body: Body, lm_head: nn.Module) -> None:
+        self.embed_tokens, self.body, self.lm_head = embed_tokens, body, lm_head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.lm_head.parameters()).device
+
+
+class Lane:
+    """The memory for `batch` rows of up to `capacity` slots, and the steps over it.
+
+    Attributes:
+        states: what the mixers reserved.
+        slot: () int64, slots fed so far, padding included.
+        logits: (batch, vocab_size) of the last token.
+        finished: (batch,) bool, rows that have had one of `ends`, and get `pad` from then on.
+        ring: (batch, RING) int64; the token that is fed at slot s stands at s % RING.
+    """
+
+    def __init__(self, parts: Parts, batch: int, capacity: int, like: States, vocab_size: int) -> None:
+        device, dtype = parts.device, next(parts.lm_head.parameters()).dtype
+        self.parts, self.batch = parts, batch
+        self._mixers = [cast(Mixer, block.mixer) for block in parts.body.blocks]
+        self.states = [mixer.reserve(state, capacity) for mixer, state in zip(self._mixers, like, strict=True)]
+        self.slot = torch.zeros((), dtype=torch.int64, device=device)
+        self.logits = torch.zeros(batch, vocab_size, dtype=dtype, device=device)
+        self.finished = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.pad = torch.zeros((), dtype=torch.int64, device=device)
+        self.ends = torch.full((MOST_ENDS,), -1, dtype=torch.int64, device=device)
+        self.ring = torch.zeros(batch, RING, dtype=torch.int64, device=device)
+        self.busy = threading.Lock()
+        self._steps: dict[int, Step] = {}
+
+    def step(self, tokens: int) -> "Step":
+        """The step that feeds so many tokens of every row."""
+        if tokens not in self._steps:
+            self._steps[tokens] = Step(self, tokens)
+        return self._steps[tokens]
+
+    @property
+    def steps(self) -> list["Step"]:
+        """All steps that were ever asked for."""
+        return list(self._steps.values())
+
+    def clear(self) -> None:
+        """Go on from nothing."""
+        tensors = [mixer.changing(reserved) for mixer, reserved in zip(self._mixers, self.states, strict=True)]
+        # One launch, where a prompt is about to be waited for.
+        torch._foreach_zero_([self.slot, *(tensor for own in tensors for tensor in own)])
+
+    def load(self, states: States, slot: int) -> None:
+        """Go on from states after `slot` slots."""
+        for mixer, reserved, state in zip(self._mixers, self.states, states, strict=True):
+            mixer.load(reserved, state)
+        self.slot.fill_(slot)
+
+    def unload(self, slots: int) -> States:
+        """States of their own memory after `slots` slots."""
+        return [mixer.unload(reserved, slots) for mixer, reserved in zip(self._mixers, self.states, strict=True)]
+
+    def expect(self, pad: torch.Tensor | None, ends: torch.Tensor | None) -> None:
+        """What `choose` looks for from now on: `ends` (n,), after which a row gets `pad` ()."""
+        self.finished.zero_()
+        self.ends.fill_(-1)
+        if ends is not None:
+            self.ends[: len(ends)].copy_(ends)
+        if pad is not None:
+            self.pad.copy_(pad.view(()))
+
+    def choose(self, logits: torch.Tensor) -> None:
+        """Take the likeliest next token of every row, and have it fed next."""
+        token = torch.where(self.finished, self.pad, logits.argmax(-1))[:, None]
+        self.finished.logical_or_((token == self.ends).any(1))
+        self.feed(token)
+
+    def feed(self, token: torch.Tensor) -> None:
+        """Have these tokens (batch, 1) fed next."""
+        self.step(1).ids.copy_(token)
+        self.ring.index_copy_(1, (self.slot % RING).view(1), token)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of states and recordings in bytes."""
+        states = sum(tensor.nbytes for state in self.states for tensor in state or ())
+        return states + sum(step.recording_bytes for step in self._steps.values())
+
+
+class Step:
+    """One call of the model over a lane, for `tokens` tokens of every row.
+
+    `ids` and `positions` (batch, tokens) int64 are what it reads; a step of one token moves on by itself, to the next
+    position and to the likeliest token.
+    """
+
+    def __init__(self, lane: Lane, tokens: int) -> None:
+        # The lane holds its steps; a reference back would keep its memory until the garbage is collected.
+        self._lane = weakref.ref(lane)
+        self.tokens = tokens
+        self.ids = torch.zeros(lane.batch, tokens, dtype=torch.int64, device=lane.slot.device)
+        self.positions = torch.zeros_like(self.ids)
+        self.calls = 0
+        self.recording_bytes = 0
+        self.tier = "launched"
+        self._compiled = False
+        self._warm = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream(lane.slot.device) if lane.slot.is_cuda else None
+        self._can_record = lane.slot.is_cuda
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it will not become faster any more."""
+        return not self._can_record or (self._compiled and self._graph is not None)
+
+    def run(self, asked: int = 0) -> None:
+        """Feed the tokens; `asked` calls or so are to come in this generation."""
+        self.calls += 1
+        if not self._can_record:
+            self._work()
+            return
+        patience = COMPILE_AFTER if self.tokens == 1 else COMPILE_PIECES_AFTER
+        if not self._compiled and max(asked, self.calls) > patience:
+            self._compiled, self._graph, self._warm = True, None, 0
+        if self._graph is None:
+            if self._warm < WARM_CALLS:
+                self._warm += 1
+                self._launch()
+                return
+            if not self._record():
+                self._launch()
+                return
+        assert self._graph is not None
+        self._graph.replay()
+
+    def _work(self) -> None:
+        lane = self._lane()
+        assert lane is not None
+        parts = lane.parts
+        advance = advance_compiled if self._compiled else Block.advance
+        hidden = parts.body.advance(parts.embed_tokens(self.ids), self.positions, lane.states, lane.slot, advance)
+        lane.logits.copy_(parts.lm_head(hidden)[:, -1])
+        lane.slot.add_(self.tokens)
+        if self.tokens == 1:
+            self.positions.add_(1)
+            lane.choose(lane.logits)
+
+    def _launch(self) -> None:
+        """Work on the stream that will record: what libraries prepare at their first call is prepared there."""
+        assert self._stream is not None
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._work()
+        current.wait_stream(self._stream)
+
+    def _record(self) -> bool:
+        """Record the work, which computes nothing; False where the machine or the model does not allow it."""
+        assert self._stream is not None
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(self._stream.device)
+        try:
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._work()
+        # Whatever a library cannot do while it is recorded; launched one by one, the kernels do the same.
+        except RuntimeError as error:
+            self._can_record = False
+            reason = str(error).partition("\n")[0]
+            logging.get_logger(__name__).warning(f"Generation goes on without CUDA graphs, slower: {reason}")
+            return False
+        self._graph, self.tier = graph, "compiled" if self._compiled else "recorded"
+        self.recording_bytes = max(0, torch.cuda.memory_reserved(self._stream.device) - before)
+        return True
+
+
+_compiled_block: Callable[..., torch.Tensor] | None = None
+_kinds_that_do_not_compile: set[type] = set()
+
+
+def advance_compiled(block: Block, *inputs: Any) -> torch.Tensor:
+    """`Block.advance`, compiled: blocks of a kind share one graph, so that depth costs no time."""
+    global _compiled_block
+    if _compiled_block is None:
+        # Every kind of block at every shape is a graph of the same function.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        _compiled_block = torch.compile(Block.advance, dynamic=False, fullgraph=True, options=COMPILE_OPTIONS or None)
+    if type(block.mixer) in _kinds_that_do_not_compile:
+        return block.advance(*inputs)
+    try:
+        return _compiled_block(block, *inputs)
+    # Compiling fails before anything is computed, in as many ways as there are compilers.
+    except Exception as error:
+        if torch.cuda.is_current_stream_capturing():
+            raise
+        _kinds_that_do_not_compile.add(type(block.mixer))
+        reason = str(error).partition("\n")[0]
+        name = type(block.mixer).__name__
+        logging.get_logger(__name__).warning(f"Generation goes on without compiling {name}, slower: {reason}")
+        return block.advance(*inputs)
