@@ -14,7 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..mixers import Mixer
-from ..mixers.base import Projection
+from ..mixers.projections import Projection
 from .body import Block, Body, Norm, States
 from .cache import StateCache
 from .engines import engine_of
