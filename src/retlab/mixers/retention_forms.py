@@ -120,21 +120,22 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
     out = scores @ v
     late_q, early_k = _only(late_q, paths.reads), _only(early_k, paths.writes)
 
-    # What every chunk adds to the memory at its end, after the memory that came in (the 0th, empty without state).
-    added = early_k.transpose(-1, -2) @ v  # (B, H, N, dk, dv)
-    # (b, H, N + 1, N + 1)
+    # What every chunk adds to the memory at its end, and what comes to the memory before each chunk of that, and of
+    # the memory that came in.
+    added = (early_k.transpose(-1, -2) @ v).flatten(-2)  # (B, H, N, dk dv)
     join = torch.where(paths.join[:, None] >= 0, (paths.join[:, None] * log_decay[:, None, None]).exp(), 0.0)
-    join = join.to(torch.float32)
-    if state is None:
-        join = join[..., 1:]
-    else:
-        added = torch.cat((state.memory.unsqueeze(2), added.to(torch.float32)), dim=2)
+    join = join.to(torch.float32)  # (b, H, N + 1, N + 1)
+    last = (join[..., -1, 1:, None] * added.to(torch.float32)).sum(2)
+    terms, weights = added, join[..., :-1, 1:]
+    if state is not None:
+        memory = state.memory.flatten(-2)
+        last = last + join[..., -1, 0, None] * memory
+        terms, weights = torch.cat((memory.unsqueeze(2).to(v.dtype), added), dim=2), join[..., :-1, :]
     if state is not None or k.shape[2] > 1:
-        # The memory before every chunk, in the dtype in which it is read: in training this is the largest tensor.
-        before = join[..., :-1, :].to(v.dtype) @ added.flatten(-2).to(v.dtype)
-        before = before.unflatten(-1, added.shape[-2:])
+        # In the dtype in which it is read: in training this is the largest tensor.
+        before = (weights.to(v.dtype) @ terms).unflatten(-1, (k.shape[-1], -1))
         out = out + late_q @ before
-    last = (join[..., -1:, :] @ added.flatten(-2).to(torch.float32)).view(*q.shape[:2], *added.shape[-2:])
+    last = last.unflatten(-1, (k.shape[-1], -1))
     return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
 
 

@@ -24,11 +24,8 @@ from .static_steps import MOST_ENDS, Lane, Parts
 SMALLEST_CAPACITY = 256
 """Slots that attention keeps room for at least; more come in steps of half an octave, so that few shapes exist."""
 
-PIECE_TOKENS = 8192
-"""Tokens of all rows in the pieces that recurrent models are fed with a long prompt in."""
-
-SMALL_PIECE = 8
-"""The second size of pieces is this part of the first."""
+PIECE_TOKENS = (32_768, 8192, 1024)
+"""Tokens of all rows in the pieces that recurrent models are fed with a long prompt in, the largest first."""
 
 SHORTEST_PIECE = 64
 """Tokens per row in the smallest piece."""
@@ -179,8 +176,8 @@ def _room_for(slots: int) -> int:
 def _pieces(model: Any, request: Request) -> list[int]:
     """Tokens of the pieces that the beginning of the prompt is fed in; none where the forward pass takes it all."""
     inputs, (batch, tokens) = request.model_kwargs, request.input_ids.shape
-    large = 1 << (max(1, PIECE_TOKENS // max(1, batch)).bit_length() - 1)
-    sizes = [size for size in (large, large // SMALL_PIECE) if size >= SHORTEST_PIECE]
+    sizes = [1 << (max(1, size // max(1, batch)).bit_length() - 1) for size in PIECE_TOKENS]
+    sizes = [size for size in sizes if size >= SHORTEST_PIECE]
     # The last token may be in a piece, but a lone one has the forward pass of one token.
     if not sizes or tokens < sizes[-1] or request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
         return []
