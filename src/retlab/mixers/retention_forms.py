@@ -120,22 +120,24 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
     out = scores @ v
     late_q, early_k = _only(late_q, paths.reads), _only(early_k, paths.writes)
 
-    # What every chunk adds to the memory at its end, and what comes to the memory before each chunk of that, and of
-    # the memory that came in.
-    added = (early_k.transpose(-1, -2) @ v).flatten(-2)  # (B, H, N, dk dv)
-    join = torch.where(paths.join[:, None] >= 0, (paths.join[:, None] * log_decay[:, None, None]).exp(), 0.0)
-    join = join.to(torch.float32)  # (b, H, N + 1, N + 1)
-    last = (join[..., -1, 1:, None] * added.to(torch.float32)).sum(2)
-    terms, weights = added, join[..., :-1, 1:]
+    # What every chunk adds to the memory at its end (B, H, N, dk dv), and how much of it is left at the end of all.
+    added = (early_k.transpose(-1, -2) @ v).flatten(-2)
+    to_end = _far_decays(log_decay, paths.join.diagonal(-1, 1, 2)).flip(-1).cumprod(-1).flip(-1)  # (b, H, N)
+    last = (F.pad(to_end[..., 1:], (0, 1), value=1.0).to(torch.float32).unsqueeze(-1) * added).sum(2)
     if state is not None:
-        memory = state.memory.flatten(-2)
-        last = last + join[..., -1, 0, None] * memory
-        terms, weights = torch.cat((memory.unsqueeze(2).to(v.dtype), added), dim=2), join[..., :-1, :]
+        last = last + to_end[..., :1].to(torch.float32) * state.memory.flatten(-2)
     if state is not None or k.shape[2] > 1:
-        # In the dtype in which it is read: in training this is the largest tensor.
-        before = (weights.to(v.dtype) @ terms).unflatten(-1, (k.shape[-1], -1))
+        # What is left of that, and of the memory that came in, before each chunk; in the dtype in which it is read: in
+        # training this is the largest tensor.
+        join = _far_decays(log_decay, paths.join)[..., :-1, :]  # (b, H, N, N + 1)
+        if state is None:
+            join, terms = join[..., 1:], added
+        else:
+            join = join[..., :-1]
+            terms = torch.cat((state.memory.flatten(-2).unsqueeze(2).to(v.dtype), added[:, :, :-1]), dim=2)
+        before = (join.to(v.dtype) @ terms).unflatten(-1, (k.shape[-1], -1))
         out = out + late_q @ before
-    last = last.unflatten(-1, (k.shape[-1], -1))
+    last = last.to(torch.float32).unflatten(-1, (k.shape[-1], -1))
     return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
 
 
@@ -245,6 +247,13 @@ def _power_table(log_decay: torch.Tensor, longest: int) -> torch.Tensor:
 def _decays(powers: torch.Tensor, exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """gamma_h^exponent, zero where BLOCKED: (b, ...) int64 to (b, H, ...)."""
     return powers.to(dtype)[:, exponents].movedim(0, 1)
+
+
+def _far_decays(log_decay: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """The same for a few exponents of any size, (b, ...) int64 to (b, H, ...) float64."""
+    exponents = exponents[:, None]
+    rates = log_decay.view(-1, *[1] * (exponents.ndim - 2))
+    return torch.where(exponents >= 0, (exponents * rates).exp(), 0.0)
 
 
 def _plain_paths(tokens: int, chunk: int, device: torch.device) -> _Paths:
