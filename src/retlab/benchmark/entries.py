@@ -62,8 +62,9 @@ def make_entries(plan: Plan, peers: list[str], compiled: bool) -> Iterator[Entry
     """RetLab's models, each before its peers among `peers`."""
     loader = (Case("loader", plan.training[0]),)
     for subject in plan.subjects:
-        training = tuple(Case("training", shape) for shape in subject.training or plan.training)
-        generation = tuple(Case("generation", shape) for shape in subject.generation or plan.generation)
+        steps, contexts = subject.training, subject.generation
+        training = tuple(Case("training", shape) for shape in (plan.training if steps is None else steps))
+        generation = tuple(Case("generation", shape) for shape in (plan.generation if contexts is None else contexts))
         # The loader's memory would count for what comes after it.
         own = training + generation + (loader if subject is plan.subjects[0] else ())
         yield Entry(subject, RETLAB, "compiled" if compiled else "eager", own)
