@@ -2,6 +2,7 @@
 
 import platform
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,9 @@ from retlab.config import ExperimentConfig
 from retlab.section import shown_path
 from retlab.training.hardware import Hardware, choose_hardware
 from retlab.training.settings import TrainSection
+
+
+_START = time.monotonic()
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Results:
 
 def say(text: str) -> None:
     """Print one line for people."""
-    print(f"[benchmark_speed] {text}", flush=True)
+    print(f"[benchmark_speed, {time.monotonic() - _START:,.0f} s] {text}", flush=True)
 
 
 def run_benchmark(
