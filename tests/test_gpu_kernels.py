@@ -19,6 +19,7 @@ from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
 from retlab.mixers.rotary import rotation
 from retlab.section import PROJECT_ROOT
 from tests.conftest import TINY, environment
+from tests.mixers.oracles import Calls
 
 pytestmark = [
     pytest.mark.component,
@@ -39,17 +40,6 @@ def name(request: pytest.FixtureRequest) -> str:
     if obstacle is not None:
         pytest.skip(obstacle.reason)
     return request.param
-
-
-class Calls:
-    """A kernel that counts its calls."""
-
-    def __init__(self, function):
-        self.function, self.count = function, 0
-
-    def __call__(self, *args, **kwargs):
-        self.count += 1
-        return self.function(*args, **kwargs)
 
 
 def pair(name: str, **settings) -> tuple[Mixer, Mixer, Calls]:

@@ -64,3 +64,14 @@ def layouts(tokens: int) -> dict[str, torch.Tensor | None]:
     mixed[0, : min(3, tokens - 1)] = -1
     mixed[1, 5::11] = -1
     return {"none": None, "plain": plain, "left": left, "right": right, "documents": documents, "mixed": mixed}
+
+
+class Calls:
+    """A kernel that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.count += 1
+        return self.function(*args, **kwargs)

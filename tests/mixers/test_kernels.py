@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from tests.mixers.oracles import layouts, relative_error, run
+from tests.mixers.oracles import Calls, layouts, relative_error, run
 from tests.stand_ins.kernel_packages import hide_packages, use_stand_ins
 
 from retlab.mixers import Attention, Mixer, Retention, kernels
@@ -20,17 +20,6 @@ LENGTHS = [1, 2, 7, 33, 64, 65]
 @pytest.fixture
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     use_stand_ins(monkeypatch)
-
-
-class Calls:
-    """A kernel that counts its calls."""
-
-    def __init__(self, function):
-        self.function, self.count = function, 0
-
-    def __call__(self, *args, **kwargs):
-        self.count += 1
-        return self.function(*args, **kwargs)
 
 
 def pair(name: str, **settings) -> tuple[Mixer, Mixer, Calls]:

@@ -64,7 +64,7 @@ class Plan:
     "As `data.reset_at_documents`."
 
 
-_ON_A_GPU: dict[str, Any] = {"warmup_steps": 4, "timed_steps": 12, "seconds": 0.5, "most_new_tokens": 256}
+_ON_A_GPU: dict[str, Any] = {"warmup_steps": 4, "timed_steps": 12, "seconds": 0.5, "most_new_tokens": 1024}
 _ON_A_CPU: dict[str, Any] = {"warmup_steps": 2, "timed_steps": 6, "seconds": 0.1, "most_new_tokens": 32}
 
 

@@ -22,7 +22,6 @@ from retlab.section import shown_path
 from retlab.training.hardware import Hardware, choose_hardware
 from retlab.training.settings import TrainSection
 
-
 _START = time.monotonic()
 
 

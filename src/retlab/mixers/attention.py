@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .base import Mixer, head_width
+from .heads import AttentionHeads
 from .kernels import causal_attention
-from .projections import Projection
-from .rotary import RopeFrequencies, Rotation, rotate_halves
+from .rotary import Rotation
 
 
 class AttentionState(NamedTuple):
@@ -27,24 +26,14 @@ class AttentionState(NamedTuple):
         return AttentionState(self.keys[:, :, :kept], self.values[:, :, :kept], self.visible[:, :kept])
 
 
-class Attention(Mixer):
+class Attention(AttentionHeads):
     """Multi-head attention with rotary positions of base `rope_theta` (Su et al. 2021) and no biases."""
-
-    keeps_tokens = True
 
     def __init__(
         self, hidden_size: int, *, num_heads: int = 4, rope_theta: float = 10_000.0, dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_width = head_width(hidden_size, num_heads)
-        self.frequencies = RopeFrequencies(self.head_width, rope_theta)
+        super().__init__(hidden_size, num_heads, rope_theta)
         self.dropout = dropout
-        # TorchScale's initialisation.
-        self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
-        self.k_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
-        self.v_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
-        self.out_proj = Projection(hidden_size, hidden_size, gain=1.0)
 
     def forward(
         self,
@@ -53,7 +42,7 @@ class Attention(Mixer):
         segment_ids: torch.Tensor | None = None,
         state: AttentionState | None = None,
     ) -> tuple[torch.Tensor, AttentionState]:
-        q, k, v = self._project(hidden, rotation)
+        q, k, v = self.project(hidden, rotation)
         dropout = self.dropout if self.training else 0.0
         if state is not None:
             k, v = torch.cat((state.keys, k), dim=2), torch.cat((state.values, v), dim=2)
@@ -62,17 +51,7 @@ class Attention(Mixer):
         else:
             allowed = _allowed_pairs(hidden, segment_ids, state)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-        out = self.out_proj(out.transpose(1, 2).flatten(-2))
-        return out, AttentionState(k, v, _visible_next(hidden, segment_ids, state))
-
-    def _project(
-        self, hidden: torch.Tensor, rotation: Rotation | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Positioned queries and keys, and values, (batch, heads, tokens, head width) each."""
-        assert rotation is not None
-        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
-        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
-        return q, k, self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return self.merge(out), AttentionState(k, v, _visible_next(hidden, segment_ids, state))
 
     def reserve(self, state: AttentionState, capacity: int) -> AttentionState:
         """Zeros, because what no query reads still takes part in products, with weight zero."""
@@ -97,14 +76,13 @@ class Attention(Mixer):
         self, hidden: torch.Tensor, rotation: Rotation | None, reserved: AttentionState, slot: torch.Tensor
     ) -> torch.Tensor:
         """The output at one token, whose key and value go to `slot`."""
-        q, k, v = self._project(hidden, rotation)
+        q, k, v = self.project(hidden, rotation)
         keys, values, visible = reserved
         place = slot.view(1)
         keys.index_copy_(2, place, k)
         values.index_copy_(2, place, v)
         visible.index_fill_(1, place, True)
-        out = _attend_one(q, keys, values, visible)
-        return self.out_proj(out.transpose(1, 2).flatten(-2))
+        return self.merge(_attend_one(q, keys, values, visible))
 
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Scores and weighted sums over the half of the square that the causal mask leaves."""

@@ -14,11 +14,10 @@ from itertools import pairwise
 import torch
 from torch.nn import functional as F
 
-from .base import Mixer, head_width
 from .dilated_slots import Branch, TokenOrder, branch_slots, head_offsets, token_order
 from .dilated_state import DilatedState, next_state, one_more_token, past_of, take_tokens
-from .projections import Projection
-from .rotary import RopeFrequencies, Rotation, rotate_halves
+from .heads import AttentionHeads
+from .rotary import Rotation
 from .segment_attention import EMPTY, attend_in_blocks, widened
 from .whole_segments import attend_in_whole_segments, has_flash
 
@@ -46,10 +45,8 @@ def check_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int
         )
 
 
-class DilatedAttention(Mixer):
+class DilatedAttention(AttentionHeads):
     """Multi-head dilated attention with rotary positions of base `rope_theta` (Su et al. 2021) and no biases."""
-
-    keeps_tokens = True
 
     def __init__(
         self,
@@ -60,17 +57,9 @@ class DilatedAttention(Mixer):
         dilation_ratios: tuple[int, ...] = (1, 2, 4),
         rope_theta: float = 10_000.0,
     ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_width = head_width(hidden_size, num_heads)
+        super().__init__(hidden_size, num_heads, rope_theta)
         check_branches(segment_lengths, dilation_ratios, num_heads)
         self.branches = [Branch(*pair) for pair in zip(segment_lengths, dilation_ratios, strict=True)]
-        self.frequencies = RopeFrequencies(self.head_width, rope_theta)
-        # TorchScale's initialisation.
-        self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
-        self.k_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
-        self.v_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
-        self.out_proj = Projection(hidden_size, hidden_size, gain=1.0)
 
     def forward(
         self,
@@ -79,12 +68,8 @@ class DilatedAttention(Mixer):
         segment_ids: torch.Tensor | None = None,
         state: DilatedState | None = None,
     ) -> tuple[torch.Tensor, DilatedState]:
-        assert rotation is not None
-        q = rotate_halves(self.q_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
-        k = rotate_halves(self.k_proj(hidden).unflatten(-1, (self.num_heads, -1)), rotation).transpose(1, 2)
-        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        out, new_state = dilated_attention(q, k, v, self.branches, segment_ids, state)
-        return self.out_proj(out.transpose(1, 2).flatten(-2)), new_state
+        out, new_state = dilated_attention(*self.project(hidden, rotation), self.branches, segment_ids, state)
+        return self.merge(out), new_state
 
     @property
     def can_advance(self) -> bool:
