@@ -5,7 +5,13 @@ import torch
 from tests.mixers.oracles import relative_error
 
 from retlab.mixers import gated_norm as module
+from retlab.mixers import retention_loop
 from retlab.mixers.gated_norm import gated_norm
+
+
+@pytest.fixture(autouse=True)
+def _loops_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention_loop, "LOOPED_FROM", 0)
 
 
 def _definition(x, gate):

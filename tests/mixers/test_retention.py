@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.mixers.oracles import direct_retention, layouts, relative_error, run
 
-from retlab.mixers import retention_forms
+from retlab.mixers import retention_forms, retention_loop
 from retlab.mixers.retention import Retention
 from retlab.mixers.retention_forms import (
     FORMS,
@@ -16,6 +16,11 @@ from retlab.mixers.retention_forms import (
 
 HEADS, KEY, VALUE = 3, 4, 6
 LENGTHS = [1, 2, 7, 64, 65, 200]
+
+
+@pytest.fixture(autouse=True)
+def _loops_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention_loop, "LOOPED_FROM", 0)
 
 
 def _inputs(tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:

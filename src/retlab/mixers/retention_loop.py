@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+# Numbers from which loops are faster; fewer are in the cache anyway, and a loop only adds calls.
+LOOPED_FROM = 2**20
+
 
 def suits_loop(*tensors: torch.Tensor) -> bool:
     """Whether loops over pieces in the cache are the fastest: a CPU, float32, no torch.compile and no torch.func."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    fits = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    return fits and sum(x.numel() for x in tensors) >= LOOPED_FROM
 
 
 class ChunkTable(NamedTuple):
