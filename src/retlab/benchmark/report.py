@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,14 @@ EXPLANATIONS = (
     "weights x: time of one new token over that of reading all weights once at the measured bandwidth. RetLab x: "
     "RetLab's tokens/s over those of this row.",
 )
+
+
+_START = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print one line for people, with the seconds since the start."""
+    print(f"[benchmark_speed, {time.monotonic() - _START:,.0f} s] {text}", flush=True)
 
 
 class Column(NamedTuple):

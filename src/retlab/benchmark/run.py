@@ -2,7 +2,6 @@
 
 import platform
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,14 +14,12 @@ from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, default_plan, plan_of
 from retlab.benchmark.plot import to_png
 from retlab.benchmark.processes import Failed, Machine, entry_rows, machine_answers
-from retlab.benchmark.report import complete, table, to_csv, to_markdown
+from retlab.benchmark.report import complete, say, table, to_csv, to_markdown
 from retlab.benchmark.row import Row
 from retlab.config import ExperimentConfig
 from retlab.section import shown_path
 from retlab.training.hardware import Hardware, choose_hardware
 from retlab.training.settings import TrainSection
-
-_START = time.monotonic()
 
 
 @dataclass
@@ -54,11 +51,6 @@ class Results:
         """Write the picture."""
         picture = to_png(complete(self.rows, self.machine), f"Speed on {self.header[0]}")
         write_atomic(self.folder / "benchmark.png", picture)
-
-
-def say(text: str) -> None:
-    """Print one line for people."""
-    print(f"[benchmark_speed, {time.monotonic() - _START:,.0f} s] {text}", flush=True)
 
 
 def run_benchmark(

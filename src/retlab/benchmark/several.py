@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from retlab.artifacts import write_atomic
 from retlab.benchmark.plan import Device, Plan, Subject
 from retlab.benchmark.processes import Failed, Send, answers
-from retlab.benchmark.report import table, to_csv
+from retlab.benchmark.report import say, table, to_csv
 from retlab.benchmark.row import RETLAB, Row
 from retlab.data.settings import DataSection
 from retlab.data.shards import shard_schema
@@ -70,11 +70,11 @@ def run_several(plan: Plan, device: Device, devices: int, folder: Path, header: 
     for row in several_rows(plan, device, devices):
         rows.append(row)
         rate = f"{row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
-        print(f"[benchmark_speed] {row.measurement}: {', '.join(filter(None, (rate, row.remark)))}", flush=True)
+        say(f"{row.measurement}: {', '.join(filter(None, (rate, row.remark)))}")
         write_atomic(folder / "devices.csv", to_csv(rows))
         write_atomic(folder / "devices.md", f"# Training in one process and in several\n\n{header}\n\n{table(rows)}\n")
     print(table(rows))
-    print(f"[benchmark_speed] the table: {shown_path(folder / 'devices.md')}, numbers: devices.csv beside it")
+    say(f"the table: {shown_path(folder / 'devices.md')}, numbers: devices.csv beside it")
 
 
 def _row(plan: Plan, device: Device, variant: Variant, found: list[Any]) -> Row:
