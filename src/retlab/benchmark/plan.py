@@ -95,9 +95,9 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
     ]
     long = {**models[1], "architecture": "longnet", "segment_lengths": [64, 128, 256]}
     return Plan(
-        (*_subjects(models, train), _longnet(long, train, (Shape(4, 512), Shape(1, 2048)), _shapes((1,), (256,)))),
+        (*_subjects(models, train), _longnet(long, train, (Shape(2, 512), Shape(1, 1024)), ())),
         training=(Shape(4, 256), Shape(1, 1024)),
-        generation=_shapes((1, 4), (32, 256)),
+        generation=(Shape(1, 32), Shape(1, 256), Shape(4, 256)),
         text_bytes=2_000_000,
         **_ON_A_CPU,
     )
