@@ -139,9 +139,15 @@ class TrainingModule(pl.LightningModule):
 
     def _losses(self, micro: Batch) -> SummedLoss:
         keys = ("input_ids", "targets", "loss_mask") + (("segment_ids",) if self.uses_segments else ())
-        moved = {key: micro[key].to(self.device, non_blocking=True) for key in keys}
+        moved = {key: self._to_device(micro[key]) for key in keys}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.scored(moved)
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        # From pageable memory a copy waits until the GPU has done all that it was asked for, and the GPU then waits for
+        # what the host asks next.
+        values = values.pin_memory() if self.device.type == "cuda" else values
+        return values.to(self.device, non_blocking=True)
 
     @contextlib.contextmanager
     def _gradients_shared(self, shared: bool) -> Iterator[None]:
