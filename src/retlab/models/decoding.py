@@ -6,7 +6,6 @@ not asked after each token, it runs ahead of the GPU, and cuts off what was writ
 
 import contextlib
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -97,7 +96,7 @@ def _is_plain(model: Any) -> bool:
     modules = _modules(model)
     if any(type(weight) is not nn.Parameter or weight.device != device for weight in _weights(modules)):
         return False
-    return not any(map(_is_watched, modules)) and all(_is_known(type(module)) for module in modules[1:])
+    return not any(map(_is_watched, modules)) and all(map(_is_known, {type(module) for module in modules[1:]}))
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
@@ -108,7 +107,6 @@ def _modules(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-@cache
 def _is_known(kind: type) -> bool:
     """Whether nothing but weights decides what such a module computes: others', such as adapters, can be switched."""
     ours = issubclass(kind, (Body, Block, Mixer, Norm, Projection))
