@@ -150,12 +150,12 @@ def test_ends_padding_sampling_and_processors(model) -> None:
 
 def test_pieces_of_a_prompt_in_every_tier(tiers, monkeypatch) -> None:
     from retlab import RetNetModelHF
-    from retlab.models import decoding
+    from retlab.models import prompts
 
     torch.manual_seed(0)
     model = RetNetModelHF(**MODELS["retnet"], pad_token_id=0).eval().cuda()
-    monkeypatch.setattr(decoding, "PIECE_TOKENS", (256, 32))
-    monkeypatch.setattr(decoding, "SHORTEST_PIECE", 2)
+    monkeypatch.setattr(prompts, "PIECE_TOKENS", (256, 32))
+    monkeypatch.setattr(prompts, "SHORTEST_PIECE", 2)
     ids = random_ids(2, 128 * 3 + 16 * 2 + 5)
     expected = transformers_writes(model, ids, max_new_tokens=8, do_sample=False)
     for _ in range(4):

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from retlab.models import causal_lm, decoding, engines, run_ahead, static_steps
+from retlab.models import causal_lm, decoding, engines, prompts, run_ahead, static_steps
 
 ARCHITECTURES = ("retnet", "transformer", "hybrid")
 
@@ -235,12 +235,96 @@ def test_two_generations_of_one_model_at_once(model):
     assert all(torch.equal(found, other) for found in results["second"])
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Pieces of 32 and 4 tokens of all rows, and the tokens per row of every step that has run."""
+    monkeypatch.setattr(prompts, "PIECE_TOKENS", (32, 4))
+    monkeypatch.setattr(prompts, "SHORTEST_PIECE", 2)
+    fed = []
+    run = static_steps.Step.run
+    monkeypatch.setattr(static_steps.Step, "run", lambda step, *a, **k: (fed.append(step.tokens), run(step, *a, **k)))
+    return fed
+
+
+@pytest.fixture
+def retnet():
+    return small_model("retnet", pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"do_sample": True, "temperature": 0.8}, {"return_dict_in_generate": True}, {"max_new_tokens": 1}]
+)
+def test_a_prompt_that_was_sent_off_ahead_is_claimed(retnet, small_pieces, monkeypatch, settings):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    claimed, prepared = [], []
+    claim, prepare = prompts.claim, retnet._prepare_generation_config
+    monkeypatch.setattr(decoding, "claim", lambda *a: claimed.append(claim(*a)) or claimed[-1])
+    monkeypatch.setattr(
+        retnet, "_prepare_generation_config", lambda *a, **k: (prepared.append(list(small_pieces)), prepare(*a, **k))[1]
+    )
+    ids, settings = small_ids(2, 37), {"max_new_tokens": 6, "do_sample": False, **settings}
+    expected = transformers_writes(retnet, ids, **settings)
+    small_pieces.clear(), prepared.clear()
+    for mask in (None, torch.ones_like(ids)):
+        torch.manual_seed(7)
+        written = retnet.generate(ids, attention_mask=mask, **settings)
+        if "return_dict_in_generate" in settings:
+            assert torch.equal(written.sequences, expected.sequences)
+            assert torch.equal(written.past_key_values.lengths, expected.past_key_values.lengths)
+        else:
+            assert torch.equal(written, expected)
+        # All before transformers prepared anything, and nothing twice.
+        assert prepared.pop() == [size for size in small_pieces if size > 1] == [16, 16, 2, 2]
+        assert claimed.pop() is not None
+        small_pieces.clear()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention_mask": torch.ones(2, 37).index_fill(1, torch.arange(5), 0)},
+        {"num_beams": 2},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"use_cache": False},
+        {"position_ids": torch.arange(37)[None].expand(2, -1) + 3},
+        {"prefill_chunk_size": 8},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_was_sent_off_in_vain_changes_nothing(retnet, small_pieces, monkeypatch, settings):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    # So that everything is sent off that can be.
+    monkeypatch.setattr(prompts, "_HARMLESS_OPTIONS", prompts._HARMLESS_OPTIONS | settings.keys())
+    ids, settings = small_ids(2, 37), {"max_new_tokens": 6, "do_sample": False, **settings}
+    small_pieces.clear()
+    torch.manual_seed(7)
+    written = retnet.generate(ids, **settings)
+    assert 16 in small_pieces
+    monkeypatch.setattr(prompts, "AHEAD_ON", ())
+    assert torch.equal(transformers_writes(retnet, ids, **settings), written)
+    assert all(not lane.busy.locked() for lane in engines.engine_of(retnet).lanes.values())
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_call_that_fails_leaves_the_lane_to_others(retnet, monkeypatch):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    ids = small_ids(2, 37)
+    expected = transformers_writes(retnet, ids, max_new_tokens=3, do_sample=False)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        retnet.generate(ids, max_new_tokens=-1, do_sample=False)
+    with pytest.raises(ValueError, match="vocabulary"):
+        retnet.generate(ids + 10_000, max_new_tokens=3, do_sample=False)
+    (lane,) = engines.engine_of(retnet).lanes.values()
+    assert not lane.busy.locked()
+    assert torch.equal(retnet.generate(ids, max_new_tokens=3, do_sample=False), expected)
+
+
 @pytest.mark.parametrize("pieces", [16, 32])
 @pytest.mark.parametrize("tokens", [31, 32, 33, 36, 37, 100])
 def test_a_prompt_is_fed_in_pieces(model, monkeypatch, pieces, tokens):
     small = pieces // 8
-    monkeypatch.setattr(decoding, "PIECE_TOKENS", (2 * pieces, 2 * small))
-    monkeypatch.setattr(decoding, "SHORTEST_PIECE", 2)
+    monkeypatch.setattr(prompts, "PIECE_TOKENS", (2 * pieces, 2 * small))
+    monkeypatch.setattr(prompts, "SHORTEST_PIECE", 2)
     fed = []
     run = static_steps.Step.run
     monkeypatch.setattr(static_steps.Step, "run", lambda step, *a, **k: (fed.append(step.tokens), run(step, *a, **k)))

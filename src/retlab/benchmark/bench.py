@@ -70,7 +70,7 @@ class Bench:
         assert isinstance(self.contestant, RetLab)
         loader = benchmark_loader(self.plan, shape, self.text_folder)
         with self.memory.watch() as peak:
-            both = self.contestant.loader_times(shape, loader, self.plan.warmup_steps, 2 * self.plan.timed_steps)
+            both = self.contestant.loader_times(shape, loader, self.plan.warmup_steps, 4 * self.plan.timed_steps)
         flops = flops_per_token(self.contestant.config, shape.tokens)
         return [
             # A median would not show a loader that keeps only some of the steps waiting.

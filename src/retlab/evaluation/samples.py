@@ -29,7 +29,7 @@ def continue_text(trained: TrainedModel, section: GenerateSection, prompt: str) 
     # The random state is the caller's again afterwards.
     with torch.random.fork_rng(), torch.inference_mode(), trained.autocast():
         torch.manual_seed(section.seed)
-        output = trained.model.generate(  # type: ignore[misc]
+        output = trained.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=section.max_new_tokens,

@@ -16,6 +16,7 @@ from .body import Body, BodyOutput, relative_segments
 from .cache import StateCache
 from .configuration import DecoderConfig, HybridConfig, LongNetConfig, ModelConfig, RetNetConfig
 from .decoding import Request, can_decode, decode
+from .prompts import prompt_ahead
 
 logger = logging.get_logger(__name__)
 
@@ -228,6 +229,12 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         else:
             model_kwargs["past_key_values"] = self.new_cache()
             model_kwargs["past_key_values"].is_temporary = True
+
+    def generate(self, inputs: Any = None, *args: Any, **options: Any) -> Any:
+        """Transformers' `generate()`, with the prompt on its way to the GPU before the call is prepared."""
+        prompt = None if args else options.get("input_ids") if inputs is None else inputs
+        with prompt_ahead(self, prompt, options):
+            return super().generate(inputs, *args, **options)  # type: ignore[misc]
 
     def _sample(
         self,

@@ -5,30 +5,21 @@ not asked after each token, it runs ahead of the GPU, and cuts off what was writ
 """
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ..mixers import Mixer
-from ..mixers.projections import Projection
-from .body import Block, Body, Norm, States
 from .cache import StateCache
 from .engines import engine_of
+from .inspection import is_plain
+from .prompts import claim, feed, finish, pieces_of
 from .run_ahead import LOOK_EVERY, Look, Written, cut_at_ends
-from .static_steps import MOST_ENDS, Lane, Parts
+from .static_steps import MOST_ENDS, Lane
 
 SMALLEST_CAPACITY = 256
 """Slots that attention keeps room for at least; more come in steps of half an octave, so that few shapes exist."""
-
-PIECE_TOKENS = (32_768, 8192, 1024)
-"""Tokens of all rows in the pieces that recurrent models are fed with a long prompt in, the largest first."""
-
-SHORTEST_PIECE = 64
-"""Tokens per row in the smallest piece."""
 
 _KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep"}
 
@@ -52,6 +43,11 @@ class Request(NamedTuple):
     def new_tokens(self) -> int:
         """How many tokens come at most."""
         return max(1, self.stopping_criteria.max_length - self.input_ids.shape[1])
+
+    @property
+    def positions(self) -> torch.Tensor | None:
+        """Where the prompt's tokens stand (batch or 1, tokens), if transformers counted."""
+        return self.model_kwargs.get("position_ids")
 
     @property
     def ends(self) -> torch.Tensor | None:
@@ -78,69 +74,15 @@ def can_decode(model: Any, request: Request, synced_gpus: bool) -> bool:
     # Without a second token there is nothing to repeat; pieces of a prompt are.
     if request.new_tokens == 1 and any(block.mixer.keeps_tokens for block in model.body.blocks):
         return False
-    positions, ends = inputs.get("position_ids"), request.ends
+    positions, ends = request.positions, request.ends
     if (positions is not None and positions.ndim != 2) or (ends is not None and ends.numel() > MOST_ENDS):
         return False
-    return _is_plain(model)
-
-
-def _is_plain(model: Any) -> bool:
-    """Whether the model computes what its classes say, with weights of its own on one device, and nobody watches."""
-    if model.training or torch.compiler.is_compiling():
-        return False
-    device = model.lm_head.weight.device
-    if torch.is_autocast_enabled(device.type) or device.type not in ("cpu", "cuda"):
-        return False
-    if not all(block.mixer.can_advance for block in model.body.blocks):
-        return False
-    modules = _modules(model)
-    if any(type(weight) is not nn.Parameter or weight.device != device for weight in _weights(modules)):
-        return False
-    return not any(map(_is_watched, modules)) and all(map(_is_known, {type(module) for module in modules[1:]}))
-
-
-def _modules(model: nn.Module) -> list[nn.Module]:
-    """The model and all that it consists of: `modules()`, in a tenth of the time, for which a GPU would wait."""
-    found = [model]
-    for module in found:
-        found += [child for child in module._modules.values() if child is not None]
-    return found
-
-
-def _is_known(kind: type) -> bool:
-    """Whether nothing but weights decides what such a module computes: others', such as adapters, can be switched."""
-    ours = issubclass(kind, (Body, Block, Mixer, Norm, Projection))
-    return ours or kind.__module__.startswith("torch.nn.modules.")
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to be called, or to be called instead."""
-    own = vars(module)
-    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or "_hf_hook" in own)
-
-
-def _weights(modules: list[nn.Module]) -> list[torch.Tensor]:
-    return [weight for module in modules for weight in module._parameters.values() if weight is not None]
-
-
-def _identity(model: Any) -> Any:
-    """What a recording depends on beside the numbers in the weights."""
-    weights = tuple((weight.data_ptr(), weight.dtype, weight.device) for weight in _weights(_modules(model)))
-    forms = tuple(block.mixer.form for block in model.body.blocks)
-    products = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
-    return weights, forms, products, torch.are_deterministic_algorithms_enabled()
-
-
-@contextlib.contextmanager
-def _writable() -> Iterator[None]:
-    """No gradients, and none of inference mode's tensors, which could not be written outside of it."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+    return is_plain(model)
 
 
 def decode(model: Any, request: Request) -> Any:
     """Generate as `GenerationMixin._sample` does."""
-    engine = engine_of(model, Parts(model.embed_tokens, model.body, model.lm_head), _identity(model))
+    engine = engine_of(model)
     cache, batch = request.cache, _rows(request)
     pieces, logits, capacity = _pieces(model, request), None, 0
     if not pieces:
@@ -151,16 +93,19 @@ def decode(model: Any, request: Request) -> Any:
         if any(block.mixer.keeps_tokens for block in model.body.blocks):
             capacity = _room_for(cache.seen + request.new_tokens)
 
-    def like() -> States:
-        return cache.states or [block.mixer.empty_state(batch, model.lm_head.weight) for block in model.body.blocks]
-
-    with engine.lane(batch, capacity, like, model.lm_head.out_features) as lane, _writable():
-        run = _Run(lane, request)
+    with contextlib.ExitStack() as held, torch.inference_mode(False), torch.no_grad():
+        lane = claim(engine, request.input_ids, request.positions, pieces)
+        if lane is None:
+            lane = held.enter_context(engine.lane(batch, capacity, cache.states))
+            if pieces:
+                model.check_ids(request.input_ids)
+                feed(lane, request.input_ids, request.positions, pieces)
         if logits is None:
-            run.begin(feed_pieces(model, lane, request.input_ids, run.positions, pieces), request.input_ids.shape[1])
+            logits = finish(model, lane, request.input_ids, request.positions, sum(pieces))
         else:
             lane.load(cache.states, cache.seen)
-            run.begin(logits, cache.seen)
+        run = _Run(lane, request)
+        run.begin(logits, cache.seen or request.input_ids.shape[1])
         if not request.returns_cache:
             # Nobody sees it again, and attention's is large.
             cache.reset()
@@ -187,48 +132,16 @@ def _room_for(slots: int) -> int:
 
 def _pieces(model: Any, request: Request) -> list[int]:
     """Tokens of the pieces that the beginning of the prompt is fed in; none where the forward pass takes it all."""
-    inputs, (batch, tokens) = request.model_kwargs, request.input_ids.shape
-    sizes = [1 << (max(1, size // max(1, batch)).bit_length() - 1) for size in PIECE_TOKENS]
-    sizes = [size for size in sizes if size >= SHORTEST_PIECE]
-    # The last token may be in a piece, but a lone one has the forward pass of one token.
-    if not sizes or tokens < sizes[-1] or request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
+    inputs = request.model_kwargs
+    if request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
         return []
-    if any(block.mixer.keeps_tokens for block in model.body.blocks) or request.generation_config.prefill_chunk_size:
+    pieces = pieces_of(model, *request.input_ids.shape)
+    if not pieces or request.generation_config.prefill_chunk_size:
         return []
     mask = inputs.get("attention_mask")
     if mask is not None and (mask.shape != request.input_ids.shape or not bool((mask == 1).all())):
         return []
-    pieces: list[int] = []
-    for size in sizes:
-        pieces += [size] * ((tokens - sum(pieces)) // size)
     return pieces
-
-
-def feed_pieces(
-    model: Any, lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, pieces: list[int]
-) -> torch.Tensor:
-    """Bring an empty lane past a prompt (batch, tokens); the logits after it (batch, vocab_size)."""
-    model.check_ids(ids)
-    batch, tokens = ids.shape
-    if positions is None:
-        positions = torch.arange(tokens, device=ids.device)[None]
-    lane.clear()
-    start = 0
-    for size in pieces:
-        step, place = lane.step(size), slice(start, start + size)
-        step.ids.copy_(ids[:, place])
-        step.positions.copy_(positions[:, place])
-        step.run()
-        start += size
-    if start == tokens:
-        return lane.logits
-    rest = StateCache()
-    rest.move_to(lane.unload(start), start, batch, ids.device)
-    answer = model(
-        ids[:, start:], position_ids=positions[:, start:], past_key_values=rest, logits_to_keep=1, return_dict=True
-    )
-    lane.load(rest.states, tokens)
-    return answer.logits[:, -1]
 
 
 class _Run:
@@ -236,7 +149,6 @@ class _Run:
 
     def __init__(self, lane: Lane, request: Request) -> None:
         self.lane, self.request, self.new_tokens = lane, request, request.new_tokens
-        self.positions: torch.Tensor | None = request.model_kwargs.get("position_ids")
         self.ends = request.ends
         self.slot = 0
 
@@ -245,8 +157,8 @@ class _Run:
         lane, lengths = self.lane, self.request.cache.lengths
         self.slot = slot
         positions = lane.step(1).positions
-        if self.positions is not None:
-            positions.copy_(self.positions[:, -1:] + 1)
+        if self.request.positions is not None:
+            positions.copy_(self.request.positions[:, -1:] + 1)
         elif lengths is not None:
             positions.copy_(lengths[:, None])
         else:

@@ -4,13 +4,14 @@ import contextlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from .body import States
+from .inspection import identity_of
 from .static_steps import Lane, Parts, Step
 
 MOST_LANES = 8
@@ -29,24 +30,24 @@ class Engine:
         self._guard = threading.Lock()
 
     @contextlib.contextmanager
-    def lane(self, batch: int, capacity: int, like: Callable[[], States], vocab_size: int) -> Iterator[Lane]:
+    def lane(self, batch: int, capacity: int = 0, like: States | None = None) -> Iterator[Lane]:
         """A lane that nobody else uses meanwhile; one that is not kept where the lane of its shape is in use.
 
-        `like` gives states of the shapes and dtypes that it will hold.
+        `like` are states of the shapes and dtypes that it will hold, where the weights do not say it.
         """
         with self._guard:
             lane = self.lanes.get((batch, capacity))
             if lane is None:
                 # Memory of a graph, so no tensors of inference mode, which could not be written outside of it.
                 with torch.inference_mode(False):
-                    lane = self.lanes[batch, capacity] = self._new_lane(batch, capacity, like(), vocab_size)
+                    lane = self.lanes[batch, capacity] = self._new_lane(batch, capacity, like)
             mine = lane.busy.acquire(blocking=False)
             if mine:
                 self.lanes.move_to_end((batch, capacity))
                 self._forget(lane)
         if not mine:
             with torch.inference_mode(False):
-                extra = Lane(self.parts, batch, capacity, like(), vocab_size)
+                extra = Lane(self.parts, batch, capacity, like)
             yield extra
             return
         try:
@@ -77,13 +78,14 @@ class Engine:
 _engines: "weakref.WeakKeyDictionary[nn.Module, Engine]" = weakref.WeakKeyDictionary()
 
 
-def engine_of(model: nn.Module, parts: Parts, identity: Any) -> Engine:
+def engine_of(model: Any) -> Engine:
     """The engine of a model, kept outside of it so that copies and files know nothing of it.
 
-    `identity` is what recordings depend on; where it has changed, they are made anew.
+    Where something has changed that recordings depend on, they are made anew.
     """
-    engine = _engines.get(model)
+    engine, identity = _engines.get(model), identity_of(model)
     if engine is None or engine.identity != identity:
+        parts = Parts(model.embed_tokens, model.body, model.lm_head)
         engine = _engines[model] = Engine(parts, identity)
     return engine
 

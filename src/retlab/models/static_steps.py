@@ -40,17 +40,17 @@ MOST_ENDS = 8
 class Parts:
     """What a step needs of a model, without a reference to the model itself."""
 
-    def __init__(self, embed_tokens: nn.Module, body: Body, lm_head: nn.Module) -> None:
+    def __init__(self, embed_tokens: nn.Module, body: Body, lm_head: nn.Linear) -> None:
         self.embed_tokens, self.body, self.lm_head = embed_tokens, body, lm_head
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.lm_head.parameters()).device
+        return self.lm_head.weight.device
 
 
 class Lane:
-    """The memory for `batch` rows of up to `capacity` slots, and the steps over it.
+    """The memory for `batch` rows of up to `capacity` slots, and the steps over it; `like` are states of its dtypes.
 
     Attributes:
         states: what the mixers reserved.
@@ -60,13 +60,15 @@ class Lane:
         ring: (batch, RING) int64; the token that is fed at slot s stands at s % RING.
     """
 
-    def __init__(self, parts: Parts, batch: int, capacity: int, like: States, vocab_size: int) -> None:
-        device, dtype = parts.device, next(parts.lm_head.parameters()).dtype
+    def __init__(self, parts: Parts, batch: int, capacity: int, like: States | None = None) -> None:
+        weight = parts.lm_head.weight
+        device = weight.device
         self.parts, self.batch = parts, batch
         self._mixers = [cast(Mixer, block.mixer) for block in parts.body.blocks]
+        like = like or [mixer.empty_state(batch, weight) for mixer in self._mixers]
         self.states = [mixer.reserve(state, capacity) for mixer, state in zip(self._mixers, like, strict=True)]
         self.slot = torch.zeros((), dtype=torch.int64, device=device)
-        self.logits = torch.zeros(batch, vocab_size, dtype=dtype, device=device)
+        self.logits = torch.zeros(batch, len(weight), dtype=weight.dtype, device=device)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=device)
         self.pad = torch.zeros((), dtype=torch.int64, device=device)
         self.ends = torch.full((MOST_ENDS,), -1, dtype=torch.int64, device=device)

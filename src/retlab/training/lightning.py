@@ -1,9 +1,11 @@
 """Lightning's Trainer, as quiet and as far out of the way as this training wants it."""
 
 import contextlib
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -33,7 +35,7 @@ def fit(
             max_epochs=1,
             limit_val_batches=0,
             logger=_loggers(request, loop),
-            callbacks=[loop, _Abort()],
+            callbacks=[loop, _Abort(), _Uncollected()],
             default_root_dir=request.run_folder,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -44,6 +46,7 @@ def fit(
         try:
             trainer.fit(module, train_dataloaders=batches)
         finally:
+            gc.unfreeze()
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
 
@@ -59,6 +62,18 @@ class _Abort(pl.Callback):
             assert isinstance(module, TrainingModule)
             module.agreement.leave()
             dist.distributed_c10d._abort_process_group()
+
+
+class _Uncollected(pl.Callback):
+    """Leaves what the first step has left behind out of garbage collections: compilers and libraries hold about a
+    million objects, and looking through them takes as long as a step, during which a GPU waits.
+    """
+
+    def on_train_batch_end(self, *inputs: Any) -> None:
+        *_, batch_idx = inputs
+        if batch_idx == 0:
+            gc.collect()
+            gc.freeze()
 
 
 def _strategy(request: TrainingRequest) -> Strategy | str:
