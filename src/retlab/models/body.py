@@ -165,7 +165,13 @@ class Body(nn.Module):
         """The normed hidden states of the last of the tokens (batch, 1, hidden_size); see `Mixer.advance`."""
         rotations = [rotation(positions, frequencies) for frequencies in self.frequencies]
         hidden = embeddings
-        for block, turned_by, memory in zip(self.blocks, self.rotation_of_block, reserved, strict=True):
+        last = max((index for index, memory in enumerate(reserved) if memory is not None), default=-1)
+        for index, (block, turned_by, memory) in enumerate(
+            zip(self.blocks, self.rotation_of_block, reserved, strict=True)
+        ):
+            if index > last:
+                # No block that is left looks at other tokens.
+                hidden = hidden[:, -1:]
             hidden = advance_block(block, hidden, None if turned_by is None else rotations[turned_by], memory, slot)
         return self.norm(hidden[:, -1:])
 
