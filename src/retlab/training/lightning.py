@@ -82,7 +82,14 @@ def _strategy(request: TrainingRequest) -> Strategy | str:
         return "auto"
     if request.train.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return _Unmoved(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _Unmoved(DDPStrategy):
+    """DDP that leaves batches where they are: the step moves what it needs, and counts tokens without the GPU."""
+
+    def determine_ddp_device_ids(self) -> None:
+        """None: of inputs that DDP knows no device for, it moves none."""
 
 
 def _keep_signals(trainer: pl.Trainer) -> None:
