@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from retlab.section import PROJECT_ROOT
+from tests import kill_stages
 from tests.conftest import TINY, environment, run_pipeline
+from tests.forked import Script
 from tests.kill_stages import STAGES, differences, finish, run_with_kills
 
 pytestmark = pytest.mark.component
@@ -79,7 +81,9 @@ def test_the_matched_transformer_has_the_same_size_within_one_percent(tiny_lab: 
     assert max(len(line) for line in answer.stdout.splitlines()) <= 100
 
 
-def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path: Path) -> None:
+def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the seconds of imports, the kills find the stages at work.
+    monkeypatch.setattr(kill_stages, "start", lambda words: Script(Path(words[1]), *words[2:]))
     config, lab = PROJECT_ROOT / "configs" / "quickstart.yaml", tmp_path / "lab"
     seconds = {stage: finish(stage, config, lab, TINY)[0] for stage in STAGES}
     shutil.move(lab, tmp_path / "calm")
