@@ -1,7 +1,8 @@
-"""What several test files share: one small trained experiment, made once for all test processes."""
+"""What several test files share: a quickstart in a fresh clone, run once for all test processes."""
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,26 +31,42 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def tiny_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/ and runs/quickstart-retnet of a finished, tiny run of the whole pipeline."""
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone in which the quickstart ran, made tiny: data/ and runs/ of its RetNet and its Transformer.
+
+    Its scripts are to be used with its folders: a configuration's relative paths start at the checkout.
+    quickstart.txt beside the clone is what was printed.
+    """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    lab = shared / "tiny-lab"
-    with open(shared / "tiny-lab.lock", "w") as file:
+    clone, printed = shared / "clone", shared / "quickstart.txt"
+    with open(shared / "quickstart.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if not (lab / "runs" / "quickstart-retnet" / "results.json").exists():
-            run_pipeline(lab)
-    return lab
+        if not printed.exists():
+            make_clone(clone)
+            # From another folder than the clone, with nothing in the environment that names a Python.
+            kept = {key: value for key, value in environment().items() if key != "VIRTUAL_ENV"}
+            command = ["bash", str(clone / "scripts" / "quickstart.sh"), *TINY]
+            answer = subprocess.run(command, capture_output=True, text=True, cwd=shared, env=kept)
+            assert answer.returncode == 0, answer.stdout + answer.stderr
+            printed.write_text(answer.stdout)
+    return clone
 
 
-def run_pipeline(lab: Path, *words: str) -> str:
-    """Run configs/quickstart.yaml, made tiny, with its folders in `lab`; returns what it printed."""
-    command = ["bash", str(PROJECT_ROOT / "scripts" / "run_pipeline.sh"), str(PROJECT_ROOT / "configs/quickstart.yaml")]
-    command += [f"data.folder={lab}/data", f"output_dir={lab}/runs", *TINY, *words]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=lab.parent)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout
+def make_clone(clone: Path) -> None:
+    """The checkout as git has it, and over it what is changed and not committed yet."""
+    shutil.rmtree(clone, ignore_errors=True)
+    subprocess.run(["git", "clone", "-q", str(PROJECT_ROOT), str(clone)], check=True)
+    listing = ["git", "-C", str(PROJECT_ROOT), "ls-files", "-z", "--modified", "--others", "--exclude-standard"]
+    changed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, changed):
+        (clone / name).unlink(missing_ok=True)
+        if (PROJECT_ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT_ROOT / name, clone / name)
+    # The environment that runs the tests has what the quickstart would install.
+    (clone / ".venv").symlink_to(sys.prefix)
 
 
 def environment() -> dict[str, str]:

@@ -32,25 +32,27 @@ def command(stage: str, config: Path, lab: Path, overrides: list[str]) -> list[s
     return [sys.executable, str(ROOT / "src" / f"{stage}.py"), str(config), *places, *overrides]
 
 
+def start(words: list[str]) -> "subprocess.Popen[str]":
+    """Run a command in a process group of its own; the tests have a start of theirs in its place."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
 def finish(stage: str, config: Path, lab: Path, overrides: list[str]) -> tuple[float, str]:
     """Run a stage to its end; returns its seconds and what it printed."""
     started = time.monotonic()
-    answer = subprocess.run(command(stage, config, lab, overrides), capture_output=True, text=True)
-    if answer.returncode:
-        raise SystemExit(f"{stage} failed with {answer.returncode}:\n{answer.stdout}{answer.stderr}")
-    return time.monotonic() - started, answer.stdout
+    process = start(command(stage, config, lab, overrides))
+    text, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{stage} failed with {process.returncode}:\n{text}")
+    return time.monotonic() - started, text
 
 
 def kill(stage: str, config: Path, lab: Path, overrides: list[str], delay: float, all_of_it: bool) -> bool:
     """Start a stage and kill it after `delay` seconds; False if it had ended before."""
-    process = subprocess.Popen(
-        command(stage, config, lab, overrides),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(command(stage, config, lab, overrides))
     try:
-        process.wait(delay)
+        process.communicate(timeout=delay)
         return False
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL) if all_of_it else process.kill()

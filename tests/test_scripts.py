@@ -10,6 +10,7 @@ import pytest
 
 from retlab.section import PROJECT_ROOT
 from tests.conftest import TINY, environment
+from tests.forked import Script
 
 pytestmark = pytest.mark.component
 SCRIPTS = PROJECT_ROOT / "scripts"
@@ -22,11 +23,17 @@ def test_scripts_are_valid_bash(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("0*.sh")), ids=lambda script: script.name)
-def test_numbered_scripts_run_from_any_folder_and_are_up_to_date(script: Path, tiny_lab: Path, tmp_path: Path) -> None:
+def test_numbered_scripts_run_from_any_folder_and_are_up_to_date(
+    script: Path, quickstart: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "mine.yaml"
-    shutil.copy(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml", copy)
+    shutil.copy(quickstart / "runs" / "quickstart-retnet" / "config.yaml", copy)
     answer = subprocess.run(
-        ["bash", str(script), "mine.yaml"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        ["bash", str(quickstart / "scripts" / script.name), "mine.yaml"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert answer.returncode == 0, answer.stderr
     assert "up to date" in answer.stdout
@@ -68,9 +75,9 @@ def test_an_environment_without_the_requirements_is_named(tmp_path: Path) -> Non
     assert "Traceback" not in answer.stderr
 
 
-def test_tokenize_takes_the_names_of_splits(tiny_lab: Path) -> None:
-    config = str(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml")
-    script = str(SCRIPTS / "04_tokenize_data.sh")
+def test_tokenize_takes_the_names_of_splits(quickstart: Path) -> None:
+    config = str(quickstart / "runs" / "quickstart-retnet" / "config.yaml")
+    script = str(quickstart / "scripts" / "04_tokenize_data.sh")
     answer = subprocess.run(["bash", script, config, "test"], env=environment(), capture_output=True, text=True)
     assert answer.returncode == 0
     assert "tokenize_data test" in answer.stdout
@@ -79,28 +86,32 @@ def test_tokenize_takes_the_names_of_splits(tiny_lab: Path) -> None:
     assert (answer.returncode, "tets is not understood (did you mean test?)" in answer.stderr) == (2, True)
 
 
-def test_python_entry_is_the_same_thing(tiny_lab: Path) -> None:
-    config = str(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml")
-    command = [sys.executable, str(PROJECT_ROOT / "src" / "train_model.py"), config, "train.log_every_steps=1"]
+def test_python_entry_is_the_same_thing(quickstart: Path) -> None:
+    config = str(quickstart / "runs" / "quickstart-retnet" / "config.yaml")
+    command = [sys.executable, str(quickstart / "src" / "train_model.py"), config, "train.log_every_steps=1"]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert (answer.returncode, "up to date" in answer.stdout) == (0, True), answer.stderr
 
 
-def test_the_quickstart_in_a_fresh_clone(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", str(PROJECT_ROOT), str(clone)], check=True)
-    # The environment that runs the tests has what the quickstart would install.
-    (clone / ".venv").symlink_to(sys.prefix)
-    command = ["bash", str(clone / "scripts" / "quickstart.sh"), *TINY]
-    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert first.returncode == 0, first.stdout + first.stderr
-    for word in ("quickstart-retnet", "quickstart-transformer", "bits per byte", "def read_lines"):
-        assert word in first.stdout
-    assert (clone / "runs" / "quickstart-transformer" / "model" / "model.safetensors").is_file()
-    second = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_the_quickstart_in_a_fresh_clone(quickstart: Path) -> None:
+    text = (quickstart.parent / "quickstart.txt").read_text()
+    for word in (
+        "quickstart-retnet", "quickstart-transformer", "bits per byte", "perplexity", "uniform", "unigram", "bigram",
+        "gzip", "xz", "kWh", "def read_lines",
+    ):  # fmt: skip
+        assert word in text, word
+    comparison = text[text.rindex("[evaluate_model]") :].splitlines()[1:]
+    assert max(len(line) for line in comparison) <= 100
+    assert (quickstart / "runs" / "quickstart-transformer" / "model" / "model.safetensors").is_file()
+    files = [file for name in ("data", "runs/quickstart-retnet", "runs/quickstart-transformer")
+             for file in (quickstart / name).rglob("*") if file.is_file()]  # fmt: skip
+    before = {file: file.stat().st_mtime_ns for file in files}
+    status = ["git", "-C", str(quickstart), "status", "--short", "--", "data", "runs"]
+    assert not subprocess.run(status, capture_output=True, text=True, check=True).stdout, "git ignores what runs leave"
+    command = ["bash", str(quickstart / "scripts" / "quickstart.sh"), *TINY]
+    second = subprocess.run(command, capture_output=True, text=True, cwd=quickstart.parent)
     assert second.stdout.count("up to date") == 16, second.stdout
-    status = subprocess.run(["git", "-C", str(clone), "status", "--short"], capture_output=True, text=True, check=True)
-    assert status.stdout.strip() in ("", "?? .venv"), "what runs leave is ignored by git"
+    assert {file: file.stat().st_mtime_ns for file in files} == before
 
 
 def test_check_config_prints_a_configuration_that_loads(tmp_path: Path) -> None:
@@ -125,30 +136,27 @@ def test_the_readme_names_only_scripts_and_configurations_that_exist() -> None:
     assert not missing
 
 
-def test_the_readmes_commands_for_own_experiments_run(tiny_lab: Path) -> None:
+def test_the_readmes_commands_for_own_experiments_run(quickstart: Path) -> None:
     """The commands with configs/user_configs/mine.yaml; the quickstart and the test command have tests of their own."""
-    mine = PROJECT_ROOT / "configs" / "user_configs" / "mine.yaml"
     commands = [command for command in _commands() if "user_configs/mine.yaml" in command]
     assert len(commands) >= 3
-    assert not mine.exists(), "the user's own file is not to be touched"
-    shutil.copy(tiny_lab / "runs" / "quickstart-retnet" / "config.yaml", mine)
-    try:
-        for command in commands:
-            answer = subprocess.run(
-                [*re.sub(r"\s+", " ", command).split(" ")],
-                cwd=PROJECT_ROOT,
-                env=environment(),
-                capture_output=True,
-                text=True,
-            )
-            assert answer.returncode == 0, f"{command}\n{answer.stdout}{answer.stderr}"
-    finally:
-        mine.unlink()
+    # A finished experiment as the user's own: what it has already is up to date.
+    finished = (quickstart / "runs" / "quickstart-retnet" / "config.yaml").read_text()
+    mine = finished.replace("emissions:\n  enabled: true", "emissions:\n  enabled: false")
+    assert mine != finished
+    (quickstart / "configs" / "user_configs" / "mine.yaml").write_text(mine)
+    for command in commands:
+        words = re.sub(r"\s+", " ", command).split(" ")
+        answer = subprocess.run(words, cwd=quickstart, env=environment(), capture_output=True, text=True)
+        assert answer.returncode == 0, f"{command}\n{answer.stdout}{answer.stderr}"
 
 
-def test_the_readmes_python_snippets_run(tiny_lab: Path, tmp_path: Path) -> None:
+def test_the_readmes_python_snippets_run(quickstart: Path, tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len(snippets) >= 2
-    for snippet in snippets:
-        code = snippet.replace("runs/quickstart-retnet/model", str(tiny_lab / "runs/quickstart-retnet/model"))
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment(), capture_output=True)
+    model = str(quickstart / "runs/quickstart-retnet/model")
+    for number, snippet in enumerate(snippets):
+        (tmp_path / f"{number}.py").write_text(snippet.replace("runs/quickstart-retnet/model", model))
+        process = Script(tmp_path / f"{number}.py", cwd=tmp_path)
+        text, _ = process.communicate()
+        assert process.returncode == 0, text

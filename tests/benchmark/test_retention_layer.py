@@ -11,6 +11,7 @@ from retlab.benchmark.retention_layer import Contestant, Measured, contestants, 
 SCRIPT = Path(__file__).parents[2] / "src" / "benchmark_retention_layer.py"
 
 
+@pytest.mark.component
 def test_layers_are_measured_in_turns() -> None:
     who = contestants(chunks=(64,))
     assert [one.is_torchscale for one in who] == [False, True, True]

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import TINY
+from tests.forked import Script
 
 from retlab.errors import EXIT_OK, EXIT_USER_ERROR
 from retlab.section import PROJECT_ROOT
 
 pytestmark = pytest.mark.component
+SCRIPT = PROJECT_ROOT / "src" / "benchmark_speed.py"
 
 
 def benchmark(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(PROJECT_ROOT / "src" / "benchmark_speed.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=300)
 
 
 def test_one_process_and_two_by_both_strategies(tmp_path: Path) -> None:
@@ -39,6 +40,7 @@ def test_one_process_and_two_by_both_strategies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [("--devices", "1"), ("--devices", "2", "--peers", "none")])
 def test_what_cannot_be_measured_is_one_sentence(words: tuple[str, ...]) -> None:
-    answer = benchmark(*words)
-    assert answer.returncode == EXIT_USER_ERROR
-    assert answer.stderr == "error: command line: --devices takes 2 or more, and goes without --peers\n"
+    process = Script(SCRIPT, *words)
+    printed, _ = process.communicate()
+    assert process.returncode == EXIT_USER_ERROR
+    assert printed == "error: command line: --devices takes 2 or more, and goes without --peers\n"

@@ -1,12 +1,10 @@
 """A small experiment whose token shards and tokenizer are there, for running the stage as a process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.forked import Script
 from tests.training.conftest import VOCABULARY, write_splits
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -64,17 +62,13 @@ def make_config(folder: Path, name: str, model: dict[str, Any] | None = None, **
     return path
 
 
-def start(config: Path, *arguments: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
-    """The stage as a process, its output in one pipe."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(PROJECT_ROOT / "src" / "train_model.py"), str(config), *arguments],
-        env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def start(config: Path, *arguments: str, cwd: Path | None = None) -> Script:
+    """The stage as a process."""
+    return Script(PROJECT_ROOT / "src" / "train_model.py", str(config), *arguments, cwd=cwd, OMP_NUM_THREADS="1")
 
 
 def finish(config: Path, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
     """Run the stage to its end; exit code and output."""
     process = start(config, *arguments, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    output, _ = process.communicate()
+    return process.wait(), output

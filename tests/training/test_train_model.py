@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from retlab.artifacts import sha256_file
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from retlab.section import PROJECT_ROOT
 from retlab.training.checkpoints import CheckpointStore
 from retlab.training.metrics import DETERMINISTIC_COLUMNS
 
@@ -51,8 +53,9 @@ def wait_for_step(config: Path, process, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder) -> Path:
-    code, output = finish(make_config(folder, "undisturbed", max_steps=200))
-    assert code == EXIT_OK, output
+    """A run of 200 steps in a Python that started from nothing: what the others share by their origin it has not."""
+    command = [sys.executable, str(PROJECT_ROOT / "src" / "train_model.py")]
+    subprocess.run([*command, make_config(folder, "undisturbed", max_steps=200)], check=True, capture_output=True)
     return folder / "runs" / "undisturbed"
 
 

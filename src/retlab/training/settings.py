@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from retlab.section import Section
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+_FinalRatio = Annotated[
+    float, Field(ge=0, le=1, description="Learning rate of the last step as a share of the highest.")
+]
 
 
 class _Warmup(Section):
@@ -20,8 +23,7 @@ class CosineSchedule(_Warmup):
 
     name: Literal["cosine"] = "cosine"
     "Shape of the learning rate: constant, cosine, warmup_stable_decay or step."
-    final_ratio: float = Field(default=0.1, ge=0, le=1)
-    "Learning rate of the last step as a share of the highest."
+    final_ratio: _FinalRatio = 0.1
 
 
 class WarmupStableDecaySchedule(_Warmup):
@@ -31,8 +33,7 @@ class WarmupStableDecaySchedule(_Warmup):
     "Shape of the learning rate."
     decay_steps: int = Field(ge=1)
     "Steps of the decay at the end."
-    final_ratio: float = Field(default=0.0, ge=0, le=1)
-    "Learning rate of the last step as a share of the highest."
+    final_ratio: _FinalRatio = 0.0
 
 
 class StepSchedule(_Warmup):
