@@ -32,6 +32,9 @@ from retlab.training.state import TrainingState
 
 Batch = Mapping[str, Any]
 
+SHARDED_TOGETHER = 2**25
+"""Parameters that FSDP gathers and gives up at once: every time costs the host more than a millisecond."""
+
 
 class _Unread(NamedTuple):
     """A step whose loss is still on the device."""
@@ -270,10 +273,21 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def _shard(scored: Scored, mesh: Any) -> None:
-    """Shard every block by itself and the rest together (FSDP2).
+    """Shard runs of blocks, each of `SHARDED_TOGETHER` parameters or one block, and the rest together (FSDP2).
 
     Weights are gathered in float32 and autocast rounds what it rounds in one process. FSDP's own mixed precision
     would also round norms, rotations and the sums of the embedding's gradient.
     """
-    for module in (*scored.model.body.blocks, scored):
-        fully_shard(module, mesh=mesh)
+    for run in runs_of(scored.model.body.blocks, SHARDED_TOGETHER):
+        fully_shard(run, mesh=mesh)
+    fully_shard(scored, mesh=mesh)
+
+
+def runs_of(blocks: Iterable[nn.Module], least: int) -> list[list[nn.Module]]:
+    """Neighbouring blocks put together until each run, but for the last, has `least` parameters."""
+    runs: list[list[nn.Module]] = [[]]
+    for block in blocks:
+        if sum(parameter.numel() for part in runs[-1] for parameter in part.parameters()) >= least:
+            runs.append([])
+        runs[-1].append(block)
+    return runs
