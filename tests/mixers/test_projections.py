@@ -53,7 +53,7 @@ def test_on_a_cpu_the_products_add_up_the_gradient(monkeypatch: pytest.MonkeyPat
 
 
 def test_projections_that_were_replaced_compute_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter around one has a weight too, but it is not all that it adds."""
+    """An adapter around one has a weight too, but that is not all that it adds; nor is it with a hook."""
     monkeypatch.setattr(retention_loop, "LOOPED_FROM", 0)
 
     class Adapted(nn.Linear):
@@ -63,3 +63,6 @@ def test_projections_that_were_replaced_compute_themselves(monkeypatch: pytest.M
     layers = [*_layers()[:2], Adapted(3, 4, bias=False)]
     hidden = torch.randn(2, 5, 3)
     assert torch.equal(project(hidden, *layers)[2], layers[2](hidden))
+    hooked = _layers()
+    hooked[1].register_forward_hook(lambda *_: torch.zeros(1))
+    assert project(hidden, *hooked)[1].tolist() == [0]

@@ -32,12 +32,17 @@ def project(hidden: torch.Tensor, *projections: nn.Linear) -> tuple[torch.Tensor
     nothing, because what computes their gradients cannot write to one place. On a CPU the gradients of `hidden` are
     added up by the products.
     """
-    if all(type(projection) is Projection for projection in projections) and suits_loop(hidden):
+    if suits_loop(hidden) and all(map(_is_weight_alone, projections)):
         summed: tuple[torch.Tensor, ...] = _Summed.apply(hidden, *(projection.weight for projection in projections))
         return summed
     if torch.compiler.is_compiling() and hidden.is_cuda and hidden.shape[:-1].numel() >= JOINED_FROM:
         return joined_projections(hidden, *(projection.weight for projection in projections))
     return tuple(projection(hidden) for projection in projections)
+
+
+def _is_weight_alone(projection: nn.Linear) -> bool:
+    """Whether it is its weight and nothing else: no adapter in its place, and nobody who watches its calls."""
+    return type(projection) is Projection and not (projection._forward_hooks or projection._forward_pre_hooks)
 
 
 def joined_projections(hidden: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
