@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from retlab.mixers.projections import joined_projections
+from retlab.mixers import retention_loop
+from retlab.mixers.projections import Projection, joined_projections, project
 
 WIDTHS = (6, 2, 4)
 
@@ -26,3 +27,42 @@ def test_joined_projections_are_the_projections(compiled: bool) -> None:
     expected = _gradients(lambda x, *w: [F.linear(x, each) for each in w], hidden, weights)
     for found, wanted in zip(_gradients(joined, hidden, weights), expected, strict=True):
         assert torch.allclose(found, wanted, rtol=1e-12)
+
+
+def _layers() -> list[Projection]:
+    return [Projection(3, width, gain=1.0) for width in WIDTHS]
+
+
+def test_on_a_cpu_the_products_add_up_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to each by itself, also where one weight is frozen or the input is."""
+    monkeypatch.setattr(retention_loop, "LOOPED_FROM", 0)
+    torch.manual_seed(0)
+    hidden, layers = torch.randn(2, 5, 3), _layers()
+    layers[1].weight.requires_grad_(False)
+    for needs in (True, False):
+        leaves = [layers[0].weight, layers[2].weight, *([hidden.requires_grad_()] if needs else [])]
+        found = project(hidden, *layers)
+        assert type(found[0].grad_fn).__name__ == "_SummedBackward"
+        gradients = []
+        for outputs in (found, tuple(layer(hidden) for layer in layers)):
+            loss = sum(out.sin().square().transpose(0, 1).sum() for out in outputs)
+            gradients.append(torch.autograd.grad(loss, leaves))
+        for actual, expected in zip(*gradients, strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6)
+        hidden = hidden.detach()
+
+
+def test_projections_that_were_replaced_compute_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter around one has a weight too, but that is not all that it adds; nor is it with a hook."""
+    monkeypatch.setattr(retention_loop, "LOOPED_FROM", 0)
+
+    class Adapted(nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden) + 1
+
+    layers = [*_layers()[:2], Adapted(3, 4, bias=False)]
+    hidden = torch.randn(2, 5, 3)
+    assert torch.equal(project(hidden, *layers)[2], layers[2](hidden))
+    hooked = _layers()
+    hooked[1].register_forward_hook(lambda *_: torch.zeros(1))
+    assert project(hidden, *hooked)[1].tolist() == [0]

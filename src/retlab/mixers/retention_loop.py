@@ -54,22 +54,26 @@ class ChunkLoop(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs (B, H, T, dv) and the last memory from q, k (B, H, T, dk), v (B, H, T, dv), memory (B, H, dk, dv)."""
         keeps = any(ctx.needs_input_grad)
+        apart = v.shape[:2]
         out = _empty_beside(v, v.shape[-1])
         kept: list[torch.Tensor | None] = [v]
+        memory = None if memory is None else memory.flatten(0, 1)
         for table, (qs, ks, vs, outs) in zip(tables, _chunk_views(tables, q, k, v, out), strict=True):
-            late, early, vs = qs * table.since, ks * table.until, vs.contiguous()
-            scores = (late @ early.mT).mul_(table.weights)
+            late, early, vs = (qs * table.since).flatten(0, 1), (ks * table.until).flatten(0, 1), vs.flatten(0, 1)
+            scores = torch.bmm(late, early.mT)
+            _heads(scores, apart).mul_(table.weights)
             if keeps:
                 kept += [late, early, scores, memory]
-            late, early = _at_places(late, table.reads), _at_places(early, table.writes)
-            outs.copy_(_plus_product(None if memory is None else late @ memory, scores, vs))
-            memory = _plus_product(None if memory is None else memory * table.keep, early.mT, vs)
+            late, early = _times(late, table.reads, apart), _times(early, table.writes, apart)
+            read = _plus_product(None if memory is None else torch.bmm(late, memory), scores, vs)
+            outs.copy_(_heads(read, apart))
+            memory = _plus_product(None if memory is None else _times(memory, table.keep, apart), early.mT, vs)
         assert memory is not None
         ctx.save_for_backward(*kept)
         ctx.tables = tables
         # The last memory, or its gradient, is rarely of use.
         ctx.set_materialize_grads(False)
-        return out, memory
+        return out, _heads(memory, apart)
 
     @staticmethod
     @once_differentiable
@@ -78,26 +82,30 @@ class ChunkLoop(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         """From the last chunk to the first; `grad_memory` becomes the gradient of the memory before each."""
         v, *kept = ctx.saved_tensors
-        tables = ctx.tables
+        tables, apart, key_width = ctx.tables, v.shape[:2], kept[0].shape[-1]
         grad_out = torch.zeros_like(v) if grad_out is None else grad_out
-        grad_q, grad_k, grad_v = (
-            _empty_beside(v, width) for width in (kept[0].shape[-1], kept[0].shape[-1], v.shape[-1])
-        )
+        grad_memory = None if grad_memory is None else grad_memory.flatten(0, 1)
+        grad_q, grad_k, grad_v = (_empty_beside(v, width) for width in (key_width, key_width, v.shape[-1]))
         chunks = list(_chunk_views(tables, v, grad_out, grad_q, grad_k, grad_v))
         for n in reversed(range(len(tables))):
             table, (vs, grads, q_part, k_part, v_part) = tables[n], chunks[n]
             late, early, scores, memory = kept[4 * n : 4 * n + 4]
-            vs, grads = vs.contiguous(), grads.contiguous()
-            grad_scores = (grads @ vs.mT).mul_(table.weights)
-            through = None if memory is None else _at_places(grads @ memory.mT, table.reads)
-            torch.mul(_plus_product(through, grad_scores, early), table.since, out=q_part)
-            through = None if grad_memory is None else _at_places(vs @ grad_memory.mT, table.writes)
-            torch.mul(_plus_product(through, grad_scores.mT, late), table.until, out=k_part)
-            through = None if grad_memory is None else _at_places(early, table.writes) @ grad_memory
-            v_part.copy_(_plus_product(through, scores.mT, grads))
+            vs, grads = vs.flatten(0, 1), grads.flatten(0, 1)
+            grad_scores = torch.bmm(grads, vs.mT)
+            _heads(grad_scores, apart).mul_(table.weights)
+            through = None if memory is None else _times(torch.bmm(grads, memory.mT), table.reads, apart)
+            grad_late = _plus_product(through, grad_scores, early)
+            torch.mul(_heads(grad_late, apart), table.since, out=q_part)
+            through = None if grad_memory is None else _times(torch.bmm(vs, grad_memory.mT), table.writes, apart)
+            grad_early = _plus_product(through, grad_scores.mT, late)
+            torch.mul(_heads(grad_early, apart), table.until, out=k_part)
+            through = None if grad_memory is None else torch.bmm(_times(early, table.writes, apart), grad_memory)
+            v_part.copy_(_heads(_plus_product(through, scores.mT, grads), apart))
             if memory is not None:
-                decayed = None if grad_memory is None else grad_memory * table.keep
-                grad_memory = _plus_product(decayed, _at_places(late, table.reads).mT, grads)
+                decayed = None if grad_memory is None else _times(grad_memory, table.keep, apart)
+                grad_memory = _plus_product(decayed, _times(late, table.reads, apart).mT, grads)
+        if grad_memory is not None:
+            grad_memory = _heads(grad_memory, apart)
         return grad_q, grad_k, grad_v, grad_memory if ctx.needs_input_grad[3] else None, None
 
 
@@ -113,14 +121,16 @@ def _chunk_views(tables: Sequence[ChunkTable], *tensors: torch.Tensor) -> Iterat
     return zip(*(x.split(lengths, dim=2) for x in tensors), strict=True)
 
 
+def _heads(x: torch.Tensor, apart: torch.Size) -> torch.Tensor:
+    """The view (B, H, ...) of x (B H, ...), the shape that products of matrices take; `apart` is (B, H)."""
+    return x.view(*apart, *x.shape[1:])
+
+
 def _plus_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """total + left @ right, written to total, which is contiguous (B, H, ...); None is zero."""
-    if total is None:
-        return left @ right
-    flat = total.flatten(0, 1)
-    torch.baddbmm(flat, left.flatten(0, 1), right.flatten(0, 1), out=flat)
-    return total
+    """total + left @ right (B H, ...), written to total; None is zero."""
+    return torch.bmm(left, right) if total is None else torch.baddbmm(total, left, right, out=total)
 
 
-def _at_places(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-    return x if places is None else x * places
+def _times(x: torch.Tensor, factors: torch.Tensor | None, apart: torch.Size) -> torch.Tensor:
+    """x (B H, ...) times factors (b, H or 1, ...), anew; None is one."""
+    return x if factors is None else (_heads(x, apart) * factors).flatten(0, 1)
