@@ -25,9 +25,6 @@ ENDING_SECONDS = 30.0
 """How long a process may take to end after its last answer."""
 LONGEST_REASON = 120
 
-_IMPORTED_ONCE = ["torch._inductor.compile_fx", "transformers.generation", "pytorch_lightning"]
-"""What processes are forked with: these imports take seconds, and touch no GPU."""
-
 
 class Machine(NamedTuple):
     """What the machine can do: floating point operations of a matrix product and bytes copied per second."""
@@ -50,8 +47,7 @@ def answers(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
 
     The process is ended where it gives no answer for PATIENCE_SECONDS, and where the iteration is left.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_ONCE)
+    context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, work, arguments))
     process.start()
