@@ -36,6 +36,7 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to measure; auto takes a GPU")
     parser.add_argument("--devices", metavar="N", type=int, help="measure training on N GPUs against one, nothing else")
     parser.add_argument("--peers", metavar="NAMES", help=PEERS_HELP)
+    parser.add_argument("--measure", metavar="KINDS", help="some of training,loader,generation; default all")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=f"default {shown_path(DEFAULT_OUTPUT)}")
     options, unknown = parser.parse_known_intermixed_args()
     parser.refuse_unknown([*unknown, *(word for word in options.rest if "=" not in word)], ["CONFIG", "key.path=value"])
@@ -62,7 +63,7 @@ def main() -> None:
     from retlab.benchmark.run import run_benchmark
 
     words = ["bash", "scripts/benchmark_speed.sh", *sys.argv[1:]]
-    run_benchmark(config, train, options.peers, output_folder(options), shlex.join(words))
+    run_benchmark(config, train, options.peers, options.measure, output_folder(options), shlex.join(words))
 
 
 def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None, train: TrainSection) -> None:
@@ -71,8 +72,8 @@ def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None
     from retlab.benchmark.several import run_several
     from retlab.training.hardware import choose_hardware
 
-    if options.devices < 2 or options.peers is not None:
-        raise UserError("command line: --devices takes 2 or more, and goes without --peers")
+    if options.devices < 2 or options.peers is not None or options.measure is not None:
+        raise UserError("command line: --devices takes 2 or more, and goes without --peers and --measure")
     hardware = choose_hardware(train.model_copy(update={"devices": options.devices}))
     if config is None:
         plan = default_plan(hardware.device, train)

@@ -7,7 +7,7 @@ import torch
 from tests.benchmark.sizes import tiny_plan
 
 from retlab.benchmark.bench import Bench
-from retlab.benchmark.entries import ROWS, choose_peers, make_entries
+from retlab.benchmark.entries import ROWS, choose_kinds, choose_peers, make_entries
 from retlab.benchmark.measuring import Marks, state_bytes
 from retlab.benchmark.ours import RetLab
 from retlab.benchmark.plan import Shape
@@ -65,6 +65,24 @@ def test_modes_and_cases_where_training_is_compiled() -> None:
         ("RetLab", "compiled", ["training", "generation"]),
         ("llama", "compiled", ["training", "generation"]),
     ]
+
+
+def test_what_is_asked_for_alone_is_measured() -> None:
+    plan, peers = tiny_plan("retnet", "transformer"), ["torchscale", "flash-linear-attention", "llama"]
+    found = {
+        asked: [entry.contestant for entry in make_entries(plan, peers, True, choose_kinds(asked))]
+        for asked in ("loader", "generation", "generation, loader", "training")
+    }
+    assert found == {
+        "loader": ["RetLab"],
+        "generation": ["RetLab", "flash-linear-attention", "RetLab", "llama"],
+        "generation, loader": ["RetLab", "flash-linear-attention", "RetLab", "llama"],
+        "training": ["RetLab", "torchscale", "torchscale", "flash-linear-attention", "RetLab", "llama"],
+    }
+    kinds = {case.kind for entry in make_entries(plan, peers, True, choose_kinds("training")) for case in entry.cases}
+    assert kinds == {"training"}
+    with pytest.raises(UserError, match="--measure: there is no measurement 'trainin'; name some of training, loader"):
+        choose_kinds("trainin")
 
 
 @pytest.mark.parametrize(

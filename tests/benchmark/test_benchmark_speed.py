@@ -140,6 +140,7 @@ def test_the_picture_can_be_opened(finished: tuple[Path, str]) -> None:
         (["--peer", "llama"], "--peer is not understood (did you mean --peers?)"),
         (["--device", "gpu"], "--device"),
         (["--peers", "torchscal"], "there is no peer 'torchscal'"),
+        (["--measure", "speed"], "there is no measurement 'speed'"),
         pytest.param(["--device", "cuda"], "torch sees no GPU here",
                      marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
     ],

@@ -43,4 +43,4 @@ def test_what_cannot_be_measured_is_one_sentence(words: tuple[str, ...]) -> None
     process = Script(SCRIPT, *words)
     printed, _ = process.communicate()
     assert process.returncode == EXIT_USER_ERROR
-    assert printed == "error: command line: --devices takes 2 or more, and goes without --peers\n"
+    assert printed == "error: command line: --devices takes 2 or more, and goes without --peers and --measure\n"

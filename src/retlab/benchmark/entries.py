@@ -1,7 +1,7 @@
 """Who is measured, and at what: RetLab and the peers that have the same model and are installed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from retlab.benchmark.peers import PEERS, Peer
@@ -58,8 +58,30 @@ class Entry:
         return [Row(ROWS[case.kind][0], self.model, self.implementation(case.kind), *case.shape, remark=reason)]
 
 
-def make_entries(plan: Plan, peers: list[str], compiled: bool) -> Iterator[Entry]:
-    """RetLab's models, each before its peers among `peers`."""
+def choose_kinds(asked: str | None) -> tuple[Kind, ...]:
+    """The kinds of measurement that a list with commas names; all for None.
+
+    Raises:
+        UserError: a name that is none.
+    """
+    names = list(ROWS) if asked is None else [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in ROWS:
+            raise UserError(f"--measure: there is no measurement '{name}'; name some of {', '.join(ROWS)}")
+    return tuple(kind for kind in ROWS if kind in names)
+
+
+def make_entries(
+    plan: Plan, peers: list[str], compiled: bool, kinds: tuple[Kind, ...] = tuple(ROWS)
+) -> Iterator[Entry]:
+    """RetLab's models, each before its peers among `peers`, and of each what is of these kinds."""
+    for entry in _all_entries(plan, peers, compiled):
+        cases = tuple(case for case in entry.cases if case.kind in kinds)
+        if cases:
+            yield replace(entry, cases=cases)
+
+
+def _all_entries(plan: Plan, peers: list[str], compiled: bool) -> Iterator[Entry]:
     loader = (Case("loader", plan.training[0]),)
     for subject in plan.subjects:
         steps, contexts = subject.training, subject.generation

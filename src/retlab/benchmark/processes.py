@@ -15,9 +15,10 @@ import torch
 
 from retlab.benchmark.entries import Entry
 from retlab.benchmark.measuring import copy_bandwidth, product_rate
-from retlab.benchmark.plan import Device, Plan
+from retlab.benchmark.plan import Plan
 from retlab.benchmark.row import LOADER_ALONE, RETLAB, TOKENISER, Row
 from retlab.errors import UserError
+from retlab.training.hardware import Hardware
 
 PATIENCE_SECONDS = 600.0
 """How long one measurement may take."""
@@ -100,19 +101,19 @@ def _ending(code: int) -> str:
     return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def machine_answers(
-    plan: Plan, device: Device, bf16: bool, text_folder: Path
-) -> Iterator[Machine | Failed | list[Row]]:
-    """What the machine can do, then the rows of tokeniser and loader; the folder then holds token shards."""
-    yield from answers(_measure_machine, plan, device, bf16, text_folder)
+def machine_answers(plan: Plan, hardware: Hardware, text_folder: Path | None) -> Iterator[Machine | Failed | list[Row]]:
+    """What the machine can do; with a folder, then the rows of tokeniser and loader, which leave token shards there."""
+    yield from answers(_measure_machine, plan, hardware, text_folder)
 
 
-def _measure_machine(send: Send, plan: Plan, device: Device, bf16: bool, text_folder: Path) -> None:
+def _measure_machine(send: Send, plan: Plan, hardware: Hardware, text_folder: Path | None) -> None:
+    where, is_gpu = torch.device(hardware.device), hardware.device == "cuda"
+    rate = product_rate(where, torch.bfloat16 if hardware.bf16 else torch.float32, 8192 if is_gpu else 2048)
+    send(Machine(rate, copy_bandwidth(where, 2**30 if is_gpu else 2**28)))
+    if text_folder is None:
+        return
     from retlab.benchmark.text_rates import loader_row, tokeniser_row
 
-    where, is_gpu = torch.device(device), device == "cuda"
-    rate = product_rate(where, torch.bfloat16 if bf16 else torch.float32, 8192 if is_gpu else 2048)
-    send(Machine(rate, copy_bandwidth(where, 2**30 if is_gpu else 2**28)))
     for measurement, work in ((TOKENISER, tokeniser_row), (LOADER_ALONE, loader_row)):
         try:
             send([work(plan, text_folder)])

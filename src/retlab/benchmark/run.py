@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retlab import provenance
 from retlab.artifacts import write_atomic
-from retlab.benchmark.entries import choose_peers, make_entries
+from retlab.benchmark.entries import Kind, choose_kinds, choose_peers, make_entries
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, default_plan, plan_of
 from retlab.benchmark.plot import to_png
@@ -54,7 +54,12 @@ class Results:
 
 
 def run_benchmark(
-    config: ExperimentConfig | None, train: TrainSection, peers: str | None, folder: Path, command: str
+    config: ExperimentConfig | None,
+    train: TrainSection,
+    peers: str | None,
+    measure: str | None,
+    folder: Path,
+    command: str,
 ) -> None:
     """Measure everything, one contestant after the other.
 
@@ -62,12 +67,14 @@ def run_benchmark(
         config: what to measure; None takes the default sizes.
         train: how it is trained, and on which device.
         peers: as `choose_peers` takes them.
+        measure: as `choose_kinds` takes it.
         folder: gets benchmark.csv, benchmark.md and benchmark.png.
         command: how it was started.
 
     Raises:
         UserError: no GPU where one is asked for, a peer that cannot be had, or a model that cannot be.
     """
+    kinds = choose_kinds(measure)
     hardware = choose_hardware(train.model_copy(update={"devices": 1}))
     plan = _plan(config, train, hardware)
     names, missing = choose_peers(plan, hardware.device, peers)
@@ -75,7 +82,7 @@ def run_benchmark(
     results = Results(folder, _header(hardware, names, command), missing)
     for line in missing:
         say(f"not measured: {line}")
-    _measure(plan, names, hardware, results)
+    _measure(plan, names, kinds, hardware, results)
     results.draw()
     print(table(complete(results.rows, results.machine)))
     say(f"explanations, ratios and versions: {shown_path(folder / 'benchmark.md')}")
@@ -88,10 +95,10 @@ def _plan(config: ExperimentConfig | None, train: TrainSection, hardware: Hardwa
     return plan_of(config.model_copy(update={"train": train}), hardware.device)
 
 
-def _measure(plan: Plan, peers: list[str], hardware: Hardware, results: Results) -> None:
+def _measure(plan: Plan, peers: list[str], kinds: tuple[Kind, ...], hardware: Hardware, results: Results) -> None:
     with tempfile.TemporaryDirectory(prefix="retlab-benchmark-") as temporary:
         texts = Path(temporary)
-        for answer in machine_answers(plan, hardware.device, hardware.bf16, texts):
+        for answer in machine_answers(plan, hardware, texts if "loader" in kinds else None):
             if isinstance(answer, Failed):
                 results.header.append(f"the machine could not be measured: {answer.reason}")
             elif isinstance(answer, Machine):
@@ -99,7 +106,7 @@ def _measure(plan: Plan, peers: list[str], hardware: Hardware, results: Results)
                 results.header.append(_rates(answer, hardware))
             else:
                 results.add(answer)
-        for entry in make_entries(plan, peers, hardware.compiled):
+        for entry in make_entries(plan, peers, hardware.compiled, kinds):
             for rows in entry_rows(plan, entry, texts):
                 results.add(rows)
 
