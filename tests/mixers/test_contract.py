@@ -83,6 +83,26 @@ def test_advancing_in_place_gives_the_outputs_of_one_call(mixer, layout, piece):
         assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 64, 131])
+def test_the_last_token_alone_is_what_it_is_among_all(mixer, tokens):
+    if not mixer.can_advance or (tokens > 1 and mixer.keeps_tokens):
+        pytest.skip("cannot")
+    before, hidden = _hidden(2)[:, :50], _hidden(2)[:, 50 : 50 + tokens]
+    _, state = run(mixer, before, POSITIONS[:, :50])
+    turn, slot = turned(mixer, POSITIONS[:, 50 : 50 + tokens]), torch.tensor(50)
+    found = []
+    for advance in (mixer.advance, mixer.advance_to_last):
+        reserved = mixer.reserve(state, TOKENS + 20)
+        mixer.load(reserved, state)
+        with torch.no_grad():
+            found.append((advance(hidden, turn, reserved, slot), mixer.unload(reserved, 50 + tokens)))
+    (whole, memories), (last, others) = found
+    assert last.shape == (2, 1, hidden.shape[-1])
+    assert relative_error(last, whole[:, -1:]) < 1e-5
+    for mine, expected in zip(others or (), memories or (), strict=True):
+        assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
+
+
 def test_zeros_are_an_empty_state(mixer):
     empty = mixer.empty_state(2, torch.zeros(1))
     if empty is None:

@@ -118,6 +118,12 @@ class Mixer(nn.Module):
         _overwrite(reserved or (), state or ())
         return out
 
+    def advance_to_last(
+        self, hidden: torch.Tensor, rotation: Rotation | None, reserved: MixerState, slot: torch.Tensor
+    ) -> torch.Tensor:
+        """`advance` where the last token's output (batch, 1, hidden_size) is all that anybody wants."""
+        return self.advance(hidden, rotation, reserved, slot)[:, -1:]
+
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Forward floating point operations per token that no weight matrix accounts for (2 per multiply-add)."""
         raise NotImplementedError

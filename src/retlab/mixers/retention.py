@@ -13,6 +13,7 @@ from .retention_forms import (
     FORMS,
     RetentionState,
     retention,
+    retention_memory,
     retention_step,
     retnet_log_decay,
     torchscale_parallel_retention,
@@ -77,9 +78,7 @@ class Retention(Mixer):
         assert rotation is not None
         q, k, v, gate = project(hidden, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
-        # Keys take their scale with their rotation.
-        scaled = Rotation(*(part * self.key_width**-0.5 for part in rotation))
-        q, k = rotate_pairs(q, rotation), rotate_pairs(k, scaled)
+        q, k = rotate_pairs(q, rotation), rotate_pairs(k, self._scaled(rotation))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         log_decay = retnet_log_decay(self.num_heads, hidden.device)
         if self.torchscale_normalizer:
@@ -155,7 +154,32 @@ class Retention(Mixer):
         q, k = rotate_pairs_of_one_token(both, rotation).to(torch.float32).chunk(2, dim=1)
         v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
         out = retention_step(q, k, v[:, 0].to(torch.float32), reserved.decay, self.key_width**-0.5, reserved.memory)
-        out = F.rms_norm(out.to(v.dtype), (self.value_width,), eps=self.norm_eps).reshape(*hidden.shape[:2], -1)
+        return self._finished(out.to(v.dtype), hidden)
+
+    def advance_to_last(
+        self, hidden: torch.Tensor, rotation: Rotation | None, reserved: ReservedRetention, slot: torch.Tensor
+    ) -> torch.Tensor:
+        """As the contract has it: with the memory after the last token, its output is one product."""
+        if hidden.shape[1] == 1 or self.form is not None or self.kernel is not None:
+            return super().advance_to_last(hidden, rotation, reserved, slot)
+        assert rotation is not None
+        k, v = project(hidden, self.k_proj, self.v_proj)
+        k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (k, v))
+        k = rotate_pairs(k, self._scaled(rotation)).transpose(1, 2)
+        log_decay, state = retnet_log_decay(self.num_heads, hidden.device), RetentionState(reserved.memory)
+        reserved.memory.copy_(retention_memory(k, v.transpose(1, 2), log_decay, state, self.chunk_size))
+        hidden = hidden[:, -1:]
+        q = self.q_proj(hidden).unflatten(-1, (self.num_heads, -1))
+        q = rotate_pairs(q, Rotation(*(part[:, -1:] for part in rotation))).transpose(1, 2)
+        return self._finished((q.to(torch.float32) @ reserved.memory).to(v.dtype), hidden)
+
+    def _scaled(self, rotation: Rotation) -> Rotation:
+        """Keys take their scale with their rotation."""
+        return Rotation(*(part * self.key_width**-0.5 for part in rotation))
+
+    def _finished(self, out: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The block's output for one token from what retention gave for it (batch, heads, 1, value width)."""
+        out = F.rms_norm(out, (self.value_width,), eps=self.norm_eps).reshape(*hidden.shape[:2], -1)
         return self.out_proj(F.silu(self.g_proj(hidden)) * out)
 
     def core_flops_per_token(self, sequence_length: int) -> float:

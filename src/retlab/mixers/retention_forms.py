@@ -120,12 +120,7 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
     out = scores @ v
     late_q, early_k = _only(late_q, paths.reads), _only(early_k, paths.writes)
 
-    # What every chunk adds to the memory at its end (B, H, N, dk dv), and how much of it is left at the end of all.
-    added = (early_k.transpose(-1, -2) @ v).flatten(-2)
-    to_end = _far_decays(log_decay, paths.join.diagonal(-1, 1, 2)).flip(-1).cumprod(-1).flip(-1)  # (b, H, N)
-    last = (F.pad(to_end[..., 1:], (0, 1), value=1.0).to(torch.float32).unsqueeze(-1) * added).sum(2)
-    if state is not None:
-        last = last + to_end[..., :1].to(torch.float32) * state.memory.flatten(-2)
+    added, last = _memories(early_k, v, log_decay, paths, state)
     if state is not None or k.shape[2] > 1:
         # What is left of that, and of the memory that came in, before each chunk; in the dtype in which it is read: in
         # training this is the largest tensor.
@@ -137,8 +132,36 @@ def _chunked(inputs: _Inputs, chunk: int) -> tuple[torch.Tensor, RetentionState]
             terms = torch.cat((state.memory.flatten(-2).unsqueeze(2).to(v.dtype), added[:, :, :-1]), dim=2)
         before = (join.to(v.dtype) @ terms).unflatten(-1, (k.shape[-1], -1))
         out = out + late_q @ before
-    last = last.to(torch.float32).unflatten(-1, (k.shape[-1], -1))
-    return out.flatten(2, 3)[:, :, :tokens], RetentionState(last)
+    return out.flatten(2, 3)[:, :, :tokens], RetentionState(last.unflatten(-1, (k.shape[-1], -1)))
+
+
+def _memories(
+    early_k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, paths: _Paths, state: RetentionState | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every chunk adds to the memory at its end (B, H, N, dk dv), and the memory after all (B, H, dk dv)."""
+    added = (early_k.transpose(-1, -2) @ v).flatten(-2)
+    # How much is left at the end of all.
+    to_end = _far_decays(log_decay, paths.join.diagonal(-1, 1, 2)).flip(-1).cumprod(-1).flip(-1)  # (b, H, N)
+    last = (F.pad(to_end[..., 1:], (0, 1), value=1.0).to(torch.float32).unsqueeze(-1) * added).sum(2)
+    if state is not None:
+        last = last + to_end[..., :1].to(torch.float32) * state.memory.flatten(-2)
+    return added, last.to(torch.float32)
+
+
+def retention_memory(
+    k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, state: RetentionState, chunk_size: int
+) -> torch.Tensor:
+    """The memory after the last token alone, of the keys and values that `retention` takes, all real and of the open
+    document: a third of the work. Returns (batch, heads, key width, value width) float32.
+    """
+    tokens, key_width = k.shape[-2:]
+    chunk = min(chunk_size, tokens)
+    with torch.autocast(device_type=k.device.type, enabled=False):
+        paths = _plain_paths(tokens, chunk, k.device)
+        k, v = (_split_chunks(x, chunk) for x in (k, v))
+        powers = _power_table(log_decay, chunk)
+        early_k = (k * _decays(powers, paths.until, torch.float32).unsqueeze(-1)).to(v.dtype)
+        return _memories(early_k, v, log_decay, paths, state)[1].unflatten(-1, (key_width, -1))
 
 
 def _chunk_tables(inputs: _Inputs, chunk: int) -> list[ChunkTable]:

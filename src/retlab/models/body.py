@@ -92,10 +92,18 @@ class Block(nn.Module):
         return hidden + F.dropout(out, self.dropout, self.training), state if keep_state else None
 
     def advance(
-        self, hidden: torch.Tensor, rotation: Rotation | None, reserved: MixerState, slot: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation | None,
+        reserved: MixerState,
+        slot: torch.Tensor,
+        only_last: bool = False,
     ) -> torch.Tensor:
-        """The block at tokens that continue; see `Mixer.advance`."""
-        return hidden + self.mixer.advance(self.norm.of_model_dtype(hidden), rotation, reserved, slot)
+        """The block at tokens that continue, or at the last of them alone; see `Mixer.advance`."""
+        normed = self.norm.of_model_dtype(hidden)
+        if only_last:
+            return hidden[:, -1:] + self.mixer.advance_to_last(normed, rotation, reserved, slot)
+        return hidden + self.mixer.advance(normed, rotation, reserved, slot)
 
 
 class Body(nn.Module):
@@ -169,10 +177,12 @@ class Body(nn.Module):
         for index, (block, turned_by, memory) in enumerate(
             zip(self.blocks, self.rotation_of_block, reserved, strict=True)
         ):
-            if index > last:
-                # No block that is left looks at other tokens.
+            if last < 0:
                 hidden = hidden[:, -1:]
-            hidden = advance_block(block, hidden, None if turned_by is None else rotations[turned_by], memory, slot)
+            # Behind the last memory no block looks at other tokens.
+            only_last = index == last and hidden.shape[1] > 1
+            turn = None if turned_by is None else rotations[turned_by]
+            hidden = advance_block(block, hidden, turn, memory, slot, only_last)
         return self.norm(hidden[:, -1:])
 
 
