@@ -83,7 +83,7 @@ def test_advancing_in_place_gives_the_outputs_of_one_call(mixer, layout, piece):
         assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 64, 131])
+@pytest.mark.parametrize("tokens", [1, 7, 64, 100])
 def test_the_last_token_alone_is_what_it_is_among_all(mixer, tokens):
     if not mixer.can_advance or (tokens > 1 and mixer.keeps_tokens):
         pytest.skip("cannot")
