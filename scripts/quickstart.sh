@@ -3,6 +3,7 @@
 # Makes .venv, then runs every stage of configs/quickstart.yaml for a RetNet and for a Transformer of the same size.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/run_child.sh"
 config=$here/../configs/quickstart.yaml
 runs=$here/../runs
 for word in "$@"; do
@@ -18,9 +19,9 @@ for word in "$@"; do
 done
 # The environment of this checkout is the one to use, whatever is active.
 unset VIRTUAL_ENV
-bash "$here/setup_environment.sh"
-bash "$here/run_pipeline.sh" "$config" "$@"
+run_child bash "$here/setup_environment.sh"
+run_child bash "$here/run_pipeline.sh" "$config" "$@"
 # The run and not its configuration is what to match: the words of this command line may have changed its size.
-bash "$here/run_pipeline.sh" "$config" "$@" name=quickstart-transformer model.architecture=transformer \
+run_child bash "$here/run_pipeline.sh" "$config" "$@" name=quickstart-transformer model.architecture=transformer \
   "model.match_parameters_of=$runs/quickstart-retnet"
-bash "$here/run_stage.sh" compare_runs "$runs/quickstart-retnet" "$runs/quickstart-transformer"
+run_child bash "$here/run_stage.sh" compare_runs "$runs/quickstart-retnet" "$runs/quickstart-transformer"

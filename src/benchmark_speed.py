@@ -5,7 +5,8 @@
 
 Without CONFIG a RetNet and a Transformer are measured at fixed sizes: 242 and 187 million parameters on a GPU, small
 ones on a CPU. With it, the model, window and micro-batch of that configuration, and peers of the same sizes. Leaves
-benchmark.csv and benchmark.md, which grow with every measurement, and benchmark.png.
+benchmark.csv, benchmark.md and benchmark.png in the place of those of an earlier run; the first two are written anew
+after every measurement.
 
     python src/benchmark_speed.py [CONFIG [key.path=value ...]] --devices 2
 

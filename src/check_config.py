@@ -33,6 +33,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         raise UserError("\n".join(problems))
     if not command.options.quiet:
         print(dump_config(config), end="")
+        print("# complete, and nothing in it speaks against running here")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,36 @@ def test_the_readmes_python_snippets_run(quickstart: Path, tmp_path: Path) -> No
         process = Script(tmp_path / f"{number}.py", cwd=tmp_path)
         text, _ = process.communicate()
         assert process.returncode == 0, text
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+def test_a_script_that_is_asked_to_end_hands_it_on_and_waits(name: str, tmp_path: Path) -> None:
+    """The stage saves first; the script ends with its exit code, and no later than it."""
+    stage = (
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(0.3)\n"
+        "    print('saved', flush=True)\n"
+        "    sys.exit(75)\n"
+        f"signal.signal(signal.SIG{name}, save)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "stage.py").write_text(stage)
+    script = f"set -euo pipefail\n. {PROJECT_ROOT}/scripts/run_child.sh\nrun_child bash inner.sh\necho not reached\n"
+    (tmp_path / "outer.sh").write_text(script)
+    inner = f"set -euo pipefail\n. {PROJECT_ROOT}/scripts/run_child.sh\nrun_child {sys.executable} stage.py\n"
+    (tmp_path / "inner.sh").write_text(inner)
+    process = subprocess.Popen(["bash", "outer.sh"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    assert process.stdout.read() == "saved\n"
+    assert process.wait(30) == 75
+
+
+def test_a_script_ends_with_the_code_of_what_it_runs(tmp_path: Path) -> None:
+    for command, code in (("true", 0), ("bash -c 'exit 3'", 3), ("bash -c 'kill -TERM $$'", 143)):
+        script = f"set -euo pipefail\n. {PROJECT_ROOT}/scripts/run_child.sh\nrun_child {command}\n"
+        (tmp_path / "script.sh").write_text(script)
+        assert subprocess.run(["bash", "script.sh"], cwd=tmp_path).returncode == code

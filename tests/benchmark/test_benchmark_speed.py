@@ -141,6 +141,7 @@ def test_the_picture_can_be_opened(finished: tuple[Path, str]) -> None:
         (["--device", "gpu"], "--device"),
         (["--peers", "torchscal"], "there is no peer 'torchscal'"),
         (["--measure", "speed"], "there is no measurement 'speed'"),
+        ([str(PROJECT_ROOT / "configs" / "quickstart.yaml"), "model.retention_kernel=fla", "--device", "cpu"], "fla"),
         pytest.param(["--device", "cuda"], "torch sees no GPU here",
                      marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
     ],

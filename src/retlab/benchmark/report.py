@@ -13,7 +13,8 @@ from retlab.benchmark.row import DECODE, FIRST_DECODE, FORWARD, LOADER, PREFILL,
 FORMULA = (
     "MFU = tokens/s x FLOPs per token / measured rate of a matrix product. FLOPs per token = 6 M + 3 x sum over the "
     "mixers of core(T), forward and backward: M are the weights that multiply a token (all but the input embedding); "
-    "core(T) is 2 T d for causal attention of width d, and 2 C (d + v) + 4 w v for retention in chunks of C tokens, "
+    "core(T) is 2 T d for causal attention of width d, 2 d x sum over the branches of min(s, T) / r^2 for dilated "
+    "attention with segments of s tokens at the ratio r, and 2 C (d + v) + 4 w v for retention in chunks of C tokens, "
     "with keys of width w in each head and d over all heads, values of width v over all heads. A peer is counted as "
     "RetLab's model of its sizes."
 )

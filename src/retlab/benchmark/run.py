@@ -1,5 +1,6 @@
 """One run of the benchmark: chooses what to measure, shows each result, and keeps the report up to date."""
 
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,11 @@ from retlab.benchmark.row import Row
 from retlab.config import ExperimentConfig
 from retlab.section import shown_path
 from retlab.training.hardware import Hardware, choose_hardware
+from retlab.training.kernels import training_kernels
 from retlab.training.settings import TrainSection
+
+BUSY_SHARE = 0.5
+"""Load per processor from which the machine is called busy."""
 
 
 @dataclass
@@ -82,6 +87,8 @@ def run_benchmark(
     results = Results(folder, _header(hardware, names, command), missing)
     for line in missing:
         say(f"not measured: {line}")
+    for line in _busy():
+        say(line)
     _measure(plan, names, kinds, hardware, results)
     results.draw()
     print(table(complete(results.rows, results.machine)))
@@ -92,7 +99,11 @@ def run_benchmark(
 def _plan(config: ExperimentConfig | None, train: TrainSection, hardware: Hardware) -> Plan:
     if config is None:
         return default_plan(hardware.device, train)
-    return plan_of(config.model_copy(update={"train": train}), hardware.device)
+    plan = plan_of(config.model_copy(update={"train": train}), hardware.device)
+    (subject,) = plan.subjects
+    # A kernel that is asked for by name and cannot run here is refused, as by the training.
+    training_kernels(subject.model.to_fields(subject.vocab_size), config.data, train, hardware, measure=False)
+    return plan
 
 
 def _measure(plan: Plan, peers: list[str], kinds: tuple[Kind, ...], hardware: Hardware, results: Results) -> None:
@@ -128,4 +139,13 @@ def _header(hardware: Hardware, peers: list[str], command: str) -> list[str]:
         ", ".join(dict.fromkeys(libraries)),
         f"RetLab {provenance.commit() or 'of unknown commit'}, {platform.platform()}",
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {command}",
+        *_busy(),
     ]
+
+
+def _busy() -> list[str]:
+    """A line where other work takes the processors, and so the time that is measured."""
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load < BUSY_SHARE * processors:
+        return []
+    return [f"THE MACHINE WAS BUSY before this began (load {load:.1f} on {processors} processors): measure again alone"]
