@@ -3,6 +3,7 @@
 from .attention import Attention
 from .base import Mixer
 from .dilated_attention import DilatedAttention
+from .elementary import prepare_elementary_functions
 from .glu import GatedLinearUnit
 from .retention import Retention
 
@@ -13,3 +14,6 @@ MIXERS: dict[str, type[Mixer]] = {
     "glu": GatedLinearUnit,
 }
 """The block names that a configuration may use."""
+
+# Here, because whoever computes with a mixer has imported it before.
+prepare_elementary_functions()
