@@ -8,7 +8,11 @@ from retlab.benchmark.row import DECODE, RETLAB, TRAINING, Row
 
 # Paul Tol's bright scheme, told apart by people with any colour vision.
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-_DASHES = ("-", "--", ":", "-.")
+# Lines and markers by batch; a batch of one context has no line.
+_BATCHES = (("-", "o"), ("--", "^"), (":", "D"), ("-.", "v"))
+
+FEWEST_BARS = 6
+"""Bars that there is room for at least."""
 
 
 def to_png(rows: Sequence[Row], title: str) -> bytes:
@@ -19,24 +23,31 @@ def to_png(rows: Sequence[Row], title: str) -> bytes:
     figure = Figure(figsize=(15, 10), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=14)
-    parts: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1])
-    training, generation = parts
     colours = dict(
         zip(dict.fromkeys(map(_contestant, filter(lambda row: row.model, rows))), _COLOURS * len(rows), strict=False)
     )
-    _bars(training.add_subplot(), [row for row in rows if row.measurement == TRAINING], colours)
+    steps = [row for row in rows if row.measurement == TRAINING]
     decode = [row for row in rows if row.measurement == DECODE and row.tokens_per_second]
-    panels = [generation.add_subplot(3, 1, place) for place in (1, 2, 3)]
-    _curves(panels[0], decode, "milliseconds", "One decoding step of all rows, ms", colours)
-    _curves(panels[1], decode, "peak_memory_gib", "Peak memory of prefill and decoding, GiB", colours)
-    _curves(panels[2], decode, "state_mib", "Cache, MiB", colours)
-    panels[2].set_xlabel("context, tokens")
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        generation.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    both: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1]) if steps and decode else (figure, figure)
+    if steps or not decode:
+        _bars(both[0].add_subplot(), steps, colours)
+    if decode:
+        _panels(both[1], decode, colours)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
+
+
+def _panels(part: Any, rows: list[Row], colours: dict["Contestant", str]) -> None:
+    """Time and memory of decoding, one above the other."""
+    panels = [part.add_subplot(3, 1, place) for place in (1, 2, 3)]
+    _curves(panels[0], rows, "milliseconds", "One decoding step of all rows, ms", colours)
+    _curves(panels[1], rows, "peak_memory_gib", "Peak memory of prefill and decoding, GiB", colours)
+    _curves(panels[2], rows, "state_mib", "Cache, MiB", colours)
+    panels[2].set_xlabel("context, tokens")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        part.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
 
 
 Contestant = tuple[str, str]
@@ -54,7 +65,8 @@ def _bars(axes: Any, rows: list[Row], colours: dict[Contestant, str]) -> None:
     axes.barh(range(len(rows)), values, color=[colours[_contestant(row)] for row in rows])
     labels = [f"{row.model}, {row.batch} x {row.tokens:,}\n{row.implementation}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
-    axes.invert_yaxis()
+    # From the top, and no bar as high as the picture.
+    axes.set_ylim(max(len(rows), FEWEST_BARS) - 0.5, -0.5)
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         share = f", {row.model_flops_utilization:.0%} MFU" if row.model_flops_utilization else ""
         axes.text(value, place, f" {value:,.0f}{share}" if value else f" {row.remark[:50]}", va="center", fontsize=9)
@@ -74,12 +86,17 @@ def _curves(axes: Any, rows: list[Row], key: str, title: str, colours: dict[Cont
     for row in sorted(rows, key=lambda row: row.tokens or 0):
         groups.setdefault((_contestant(row), row.batch or 0), []).append(row)
     for (contestant, batch), group in groups.items():
+        line, marker = _BATCHES[batches.index(batch) % len(_BATCHES)]
         axes.plot(
             [row.tokens for row in group],
             [getattr(row, key) for row in group],
             color=colours[contestant],
-            linestyle=_DASHES[batches.index(batch) % len(_DASHES)],
-            marker="o" if contestant[0] == RETLAB else "s",
+            linestyle=line,
+            marker=marker,
+            markersize=8,
+            # Curves may lie on each other: those of peers are hollow.
+            fillstyle="full" if contestant[0] == RETLAB else "none",
+            alpha=0.8,
             label=f"{contestant[0]}, {contestant[1].split()[0]}, batch {batch}",
         )
     axes.set_title(title, fontsize=11)
@@ -89,6 +106,9 @@ def _curves(axes: Any, rows: list[Row], key: str, title: str, colours: dict[Cont
         axes.set_yscale("log")
         contexts = sorted({row.tokens for row in rows if row.tokens})
         axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        values = [getattr(row, key) for row in rows]
+        steps = (1.0, 2.0, 5.0) if max(values) > 8 * min(values) else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+        axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
