@@ -92,6 +92,9 @@ class _Ahead:
             feed(self.lane, ids, None, pieces)
             return
         held.callback(self.join)
+        # Their tensors outlive this stream's work, and belong to the usual one.
+        for size in set(pieces):
+            self.lane.step(size)
         self._stream.wait_stream(torch.cuda.current_stream(ids.device))
         with torch.cuda.stream(self._stream):
             feed(self.lane, ids, None, pieces)
