@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -26,8 +28,13 @@ class Script:
         descriptor, self._output = tempfile.mkstemp()
         os.close(descriptor)
         changes = (str(cwd or Path.cwd()), {**os.environ, **environment})
-        self._process = _SERVER.Process(target=_run, args=(str(script), words, self._output, *changes))
+        ready, begun = multiprocessing.Pipe(duplex=False)
+        self._process = _SERVER.Process(target=_run, args=(begun, str(script), words, self._output, *changes))
         self._process.start()
+        begun.close()
+        # As with Popen's start_new_session: once the object is there, its process group can be signalled.
+        ready.recv_bytes()
+        ready.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -46,7 +53,8 @@ class Script:
 
     def send_signal(self, number: signal.Signals) -> None:
         if self._process.exitcode is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # It may end in between, and the server collects what has ended.
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -72,9 +80,13 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = known
 
 
-def _run(script: str, words: tuple[str, ...], output: str, folder: str, environment: dict[str, str]) -> None:
+def _run(
+    begun: Connection, script: str, words: tuple[str, ...], output: str, folder: str, environment: dict[str, str]
+) -> None:
     # A group of its own, as of a command in a terminal.
     os.setsid()
+    begun.send_bytes(b"begun")
+    begun.close()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def kill(stage: str, config: Path, lab: Path, overrides: list[str], delay: float
         process.communicate(timeout=delay)
         return False
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL) if all_of_it else process.kill()
+        with suppress(ProcessLookupError):  # It may have ended in between.
+            os.killpg(process.pid, signal.SIGKILL) if all_of_it else process.kill()
         process.wait()
         return True
 
