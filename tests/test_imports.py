@@ -16,7 +16,9 @@ LAYERS = [
     {"mixers", "data", "synthetic"},
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},
+    {"sweep_settings", "cluster_settings"},
     {"config", "config_checks", "config_errors", "config_model", "config_template", "upstream", "machine_checks"},
+    {"cluster"},
     {"sweep", "benchmark"},
     {"command", "stage"},
 ]

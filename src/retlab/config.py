@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from retlab import yaml_file
+from retlab.cluster_settings import ClusterSection
 from retlab.config_checks import Problem, cross_section_errors
 from retlab.config_errors import explain, misread_values, sections_at, sections_in, tag_values
 from retlab.data.settings import DataSection, TokenizerSection
@@ -15,6 +16,7 @@ from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.models.settings import ModelSection, RetNetSection
 from retlab.section import ProjectPath, Section, absolute
+from retlab.sweep_settings import GridSearchSection
 from retlab.training.settings import TrainSection
 
 
@@ -39,8 +41,12 @@ class ExperimentConfig(Section):
     "Evaluation."
     generate: GenerateSection = GenerateSection()
     "Samples."
+    grid_search: GridSearchSection = GridSearchSection()
+    "Grid search."
     emissions: EmissionsSection = EmissionsSection()
     "Energy and emissions."
+    cluster: ClusterSection = ClusterSection()
+    "Slurm and Dask."
 
     @property
     def run_folder(self) -> Path:
