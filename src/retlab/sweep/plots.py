@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,59 +65,61 @@ def _over_learning_rate(comparison: Comparison, figure: Any) -> bool:
     if not any(entry.validation.mean is not None for entry in entries):
         return False
     figure.suptitle(f"{comparison.grid.config.name}: validation loss over learning rate", fontsize=14)
-    rates = sorted({float(entry.point.values[LEARNING_RATE]) for entry in entries})
     panels: Any = figure.subplots(1, len(comparison.architectures), sharey=True, squeeze=False)[0]
     for architecture, axes in zip(comparison.architectures, panels, strict=True):
         own = [entry for entry in entries if entry.architecture == architecture]
-        _learning_rates(axes, own, comparison, architecture)
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        # Labels of so many rates would run into each other.
-        turn = 90 if len(rates) > 8 else 0
-        axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=turn)
-        axes.set_xlabel("learning rate")
+        best = comparison.best.get(architecture)
+        _learning_rates(axes, own, best, _style(comparison, architecture))
+        _rate_ticks(axes, own)
+        thick = "" if best is None else f"thick: {_others(best) or 'the only combination'}"
+        axes.set_xlabel("\n".join(["learning rate", *textwrap.wrap(thick, 140 // len(panels))]))
         axes.set_title(architecture, fontsize=12)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation loss, nats per token")
     return True
 
 
-def _learning_rates(axes: Any, entries: Sequence[Entry], comparison: Comparison, architecture: str) -> None:
+def _learning_rates(axes: Any, entries: Sequence[Entry], best: Entry | None, style: dict[str, Any]) -> None:
     groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: float(entry.point.values[LEARNING_RATE])):
+    for entry in sorted(entries, key=_rate):
         groups.setdefault(_others(entry), []).append(entry)
-    style = _style(comparison, architecture)
-    best = comparison.best.get(architecture)
     for others, group in groups.items():
-        known = [entry for entry in group if entry.validation.mean is not None]
         is_best = best is not None and others == _others(best)
         kind = {"linewidth": 2.5, "zorder": 3} if is_best else {"linewidth": 0.8, "alpha": 0.45, "markersize": 3}
+        # A point without a loss is a gap in its line.
+        losses = [math.nan if entry.validation.mean is None else entry.validation.mean for entry in group]
+        bars = [entry.validation.deviation or 0.0 for entry in group]
         axes.errorbar(
-            [float(entry.point.values[LEARNING_RATE]) for entry in known],
-            [entry.validation.mean for entry in known],
-            yerr=[entry.validation.deviation or 0.0 for entry in known] if is_best else None,
+            [_rate(entry) for entry in group],
+            losses,
+            bars if is_best and any(bars) else None,
             capsize=3,
-            label=f"best: {others or 'one combination'}" if is_best else None,
             **style,
             **kind,
         )
+
+
+def _rate_ticks(axes: Any, entries: Sequence[Entry]) -> None:
+    """The grid's own rates, each with the number of trials that diverged there."""
     lost: dict[float, int] = {}
     for entry in entries:
-        rate = float(entry.point.values[LEARNING_RATE])
-        lost[rate] = lost.get(rate, 0) + entry.counts["diverged"]
-    for rate, count in lost.items():
-        if count:
-            axes.annotate(
-                f"{count} diverged", (rate, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8
-            )
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", fontsize=8)
+        lost[_rate(entry)] = lost.get(_rate(entry), 0) + entry.counts["diverged"]
+    labels = [f"{rate:g}" + (f"\n{count} diverged" if count else "") for rate, count in lost.items()]
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    # Labels of many rates would run into each other.
+    axes.set_xticks(list(lost), labels, rotation=90 if len(lost) > 5 else 0, fontsize=9)
+    axes.margins(x=0.12)
+
+
+def _rate(entry: Entry) -> float:
+    return float(entry.point.values[LEARNING_RATE])
 
 
 def _others(entry: Entry) -> str:
     """Values of the other axes."""
     values = entry.point.values.items()
-    return "\n".join(f"{key} {value}" for key, value in values if key != LEARNING_RATE)
+    return ", ".join(f"{key} {value}" for key, value in values if key != LEARNING_RATE)
 
 
 def _over_parameters(comparison: Comparison, figure: Any) -> bool:
@@ -134,28 +138,36 @@ def _over(comparison: Comparison, figure: Any, what: str, cost: Callable[[Entry]
     figure.suptitle(f"{comparison.grid.config.name}: test loss over {what}", fontsize=14)
     axes = figure.add_subplot()
     for architecture in comparison.architectures:
-        own = sorted((entry for entry in points if entry.architecture == architecture), key=lambda e: cost(e) or 0)
+        own = [entry for entry in points if entry.architecture == architecture]
+        # Of equal costs the best comes first.
+        own.sort(key=lambda entry: (cost(entry) or 0, entry.validation.mean or 0))
         style = _style(comparison, architecture)
         axes.errorbar(
             [cost(entry) for entry in own],
             [entry.test.mean for entry in own],
             yerr=[entry.test.deviation or 0.0 for entry in own] if _has_seeds(own) else None,
-            linestyle="none", elinewidth=0.8, alpha=0.5, fillstyle="none", label=architecture, **style,
+            linestyle="none", elinewidth=0.8, alpha=0.5, fillstyle="none", label=f"{architecture}, each point", **style,
         )  # fmt: skip
         chosen = _chosen(own)
         if len(chosen) > 1:
             axes.step(
                 [cost(entry) for entry in chosen],
                 [entry.test.mean for entry in chosen],
-                where="post", linewidth=2, label=f"{architecture}, best by validation so far", **style,
+                where="post", linewidth=2, label=f"{architecture}, best by validation up to here", **style,
             )  # fmt: skip
-    axes.set_xscale("log")
-    _readable_ticks(axes.xaxis)
+    _readable_ticks(axes, [cost(entry) or 0 for entry in points])
     axes.set_xlabel(label)
     axes.set_ylabel("test loss, nats per token")
     axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    _legend_below(figure, axes, comparison.architectures)
     return True
+
+
+def _legend_below(figure: Any, axes: Any, architectures: Sequence[str]) -> None:
+    """A column for each architecture, by the beginning of the labels."""
+    found = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    ordered = [pair for name in architectures for pair in found if pair[1].startswith(f"{name},")]
+    figure.legend(*zip(*ordered, strict=True), loc="outside lower center", ncols=len(architectures), fontsize=9)
 
 
 def _has_seeds(entries: Sequence[Entry]) -> bool:
@@ -172,12 +184,15 @@ def _chosen(entries: Sequence[Entry]) -> list[Entry]:
     return chosen
 
 
-def _readable_ticks(axis: Any) -> None:
+def _readable_ticks(axes: Any, costs: Sequence[float]) -> None:
+    """A log axis with ticks of few digits, or a plain one where the costs are near to each other."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
-    axis.set_minor_formatter(NullFormatter())
+    if max(costs) > 4 * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}")
 
 
 def _best_runs(comparison: Comparison, figure: Any) -> bool:
@@ -202,14 +217,22 @@ def _best_runs(comparison: Comparison, figure: Any) -> bool:
         axes.plot(*_columns(training), color=style["color"], linewidth=0.7, alpha=0.4,
                   label=label and f"{label}, training")  # fmt: skip
         test = "" if entry.test.mean is None else f", test {entry.test.mean:.4f}"
-        axes.plot(*_columns(validation), linewidth=1.8, **style,
+        axes.plot(*_columns(validation), linewidth=1.5, markersize=5, **style,
                   label=label and f"{label}, point {entry.point.number}, validation{test}")  # fmt: skip
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    _cut_first_losses(axes, [loss for _, _, curve in curves for _, _, loss in curve if loss is not None])
+    _legend_below(figure, axes, list(comparison.best))
     return True
+
+
+def _cut_first_losses(axes: Any, validation: Sequence[float]) -> None:
+    """Leave the first training losses out of the picture, beside which all that follows would look alike."""
+    if validation and max(validation) > min(validation):
+        room = (max(validation) - min(validation)) * 0.1
+        axes.set_ylim(min(validation) - room, max(validation) + room)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
