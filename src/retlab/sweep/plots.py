@@ -13,6 +13,9 @@ from retlab.sweep.outcomes import Outcome
 
 LEARNING_RATE = "train.learning_rate"
 
+Curve = list[tuple[float, float | None, float | None]]
+"""Tokens, training loss and validation loss of each line of a trial's metrics."""
+
 # Paul Tol's bright scheme, told apart by people with any colour vision.
 _COLOURS = ("#4477aa", "#ee6677", "#228833")
 _MARKERS = ("o", "^", "D")
@@ -223,24 +226,26 @@ def _best_runs(comparison: Comparison, figure: Any) -> bool:
     axes.set_ylabel("loss, nats per token")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    _cut_first_losses(axes, [loss for _, _, curve in curves for _, _, loss in curve if loss is not None])
+    _cut_first_losses(axes, [curve for _, _, curve in curves])
     _legend_below(figure, axes, list(comparison.best))
     return True
 
 
-def _cut_first_losses(axes: Any, validation: Sequence[float]) -> None:
-    """Leave the first training losses out of the picture, beside which all that follows would look alike."""
-    if validation and max(validation) > min(validation):
-        room = (max(validation) - min(validation)) * 0.1
-        axes.set_ylim(min(validation) - room, max(validation) + room)
+def _cut_first_losses(axes: Any, curves: Sequence[Curve]) -> None:
+    """Leave the first tenth of the training losses out of the picture, beside which all that follows looks alike."""
+    training = sorted(loss for curve in curves for _, loss, _ in curve if loss is not None)
+    validation = [loss for curve in curves for _, _, loss in curve if loss is not None]
+    shown = validation + training[: math.ceil(0.9 * len(training))]
+    if shown and max(shown) > min(shown):
+        room = (max(shown) - min(shown)) * 0.05
+        axes.set_ylim(min(shown) - room, max(shown) + room)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _curve(outcome: Outcome) -> list[tuple[float, float | None, float | None]]:
-    """Tokens, training loss and validation loss of each line of a trial's metrics."""
+def _curve(outcome: Outcome) -> Curve:
     file = outcome.trial.folder / "metrics.csv"
     if not file.is_file():
         return []

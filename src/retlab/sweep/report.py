@@ -16,6 +16,11 @@ WIDTH = 99
 MOST_PROBLEMS = 8
 """Lines of failed trials, of diverged ones and of invalid points."""
 
+_GROUNDS = {
+    "interval": "a 95 % interval paired over seeds",
+    "one seed": "one seed alone",
+    "divergence": "divergence of the other",
+}
 _HEADER = (
     ("best of each", ""),
     ("point", ""),
@@ -65,6 +70,8 @@ def _best(comparison: Comparison) -> str:
         notes.append("* is the lower test loss.")
     if any(entry.test.deviation is not None for entry in best.values()):
         notes.append("± is the standard deviation over seeds.")
+    methods = dict.fromkeys(entry.energy_method for entry in best.values() if entry.energy.mean is not None)
+    notes += [f"Energy of a trial: {method}." for method in methods]
     text += _wrapped(" ".join(notes), "", "")
     for entry in best.values():
         text += _wrapped(f"{entry.architecture}: {_values(entry.point.values)}{_partial(entry)}", "  ", "    ")
@@ -105,11 +112,11 @@ def _pairs(comparison: Comparison) -> Iterator[str]:
         groups.setdefault((versus.first, versus.second), []).append(versus)
     for (first, second), group in groups.items():
         wins = Counter(versus.better for versus in group)
-        words = f"lower test loss: {first} at {wins[first]:,}, {second} at {wins[second]:,}"
-        words += f" of {counted(len(group), 'point')}"
-        words += f"; undecided at {wins[UNDECIDED]:,}" if wins[UNDECIDED] else ""
-        words += f"; {wins[None]:,} without a comparison" if wins[None] else ""
-        lines = _wrapped(f"{words}.{_grounds(group)}", "  ", "  ")
+        words = [f"{first} at {wins[first]:,}", f"{second} at {wins[second]:,}"]
+        words += [f"undecided at {wins[UNDECIDED]:,}"] if wins[UNDECIDED] else []
+        words += [f"not compared at {wins[None]:,}"] if wins[None] else []
+        text = f"lower test loss: {', '.join(words)} of {counted(len(group), 'point')}{_grounds(group)}."
+        lines = _wrapped(text, "  ", "  ")
         same = [versus.same_next_token for versus in group if versus.same_next_token is not None]
         far = [versus.symmetric_kl for versus in group if versus.symmetric_kl is not None]
         if same:
@@ -121,16 +128,10 @@ def _pairs(comparison: Comparison) -> Iterator[str]:
 
 
 def _grounds(group: list[Versus]) -> str:
-    grounds = Counter(versus.decided_by for versus in group)
-    known = {
-        "interval": "decided by a 95 % interval paired over seeds",
-        "one seed": "of one seed, without an interval",
-        "divergence": "because the other diverged",
-    }
-    parts = [f"{grounds[key]:,} {text}" for key, text in known.items() if grounds[key]]
-    return (
-        f" Of these, {', '.join(parts)}." if len(parts) > 1 else f" All {parts[0].partition(' ')[2]}." if parts else ""
-    )
+    """On what the counts rest."""
+    grounds = Counter(versus.decided_by for versus in group if versus.decided_by)
+    words = [f"{count:,} by {_GROUNDS[ground]}" for ground, count in grounds.items()]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _range(values: list[float], form: str) -> str:
