@@ -4,13 +4,15 @@ python src/check_config.py CONFIG [key=value ...] [--quiet]
 """
 
 import argparse
+from collections.abc import Callable
 
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig, dump_config
-from retlab.config_model import resolve_model
+from retlab.config_model import known_model, resolve_model
 from retlab.errors import UserError
 from retlab.machine_checks import check_machine
 from retlab.section import SCRIPTS
+from retlab.training.run_folder import refuse_other_training
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +27,15 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         config = resolve_model(config)
     except UserError as error:
         problems.append(str(error))
-    try:
-        check_machine(config, list(SCRIPTS))
-    except UserError as error:
-        problems.append(str(error))
+    checks: list[Callable[[], None]] = [lambda: check_machine(config, list(SCRIPTS))]
+    # With --force the training sets aside whatever is there.
+    if not command.force:
+        checks.append(lambda: refuse_other_training(config.run_folder, known_model(config)))
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     if not command.options.quiet:

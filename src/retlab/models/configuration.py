@@ -46,12 +46,6 @@ class ModelConfig(PretrainedConfig, ModelFields):
         super().check()
         check_value("pad_token_id", self.pad_token_id, int | None, {"lt": self.vocab_size})
 
-    def complete(self) -> None:
-        """Replace the defaults that follow from other fields by their values."""
-        for name in ("value_size", "intermediate_size"):
-            if name in self.get_params() and getattr(self, name) is None:
-                setattr(self, name, 2 * self.hidden_size)
-
     def get_params(self) -> dict[str, Any]:
         """The hyperparameters as plain values, without what only transformers needs."""
         return {name: getattr(self, name) for name in self.fields_class().__dataclass_fields__}

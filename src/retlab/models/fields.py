@@ -28,6 +28,12 @@ class ModelFields:
         for item in fields(self.fields_class()):
             check_value(item.name, getattr(self, item.name), item.type, item.metadata["bounds"])
 
+    def complete(self) -> None:
+        """Replace the defaults that follow from other fields by their values."""
+        for name in ("value_size", "intermediate_size"):
+            if name in self.fields_class().__dataclass_fields__ and getattr(self, name) is None:
+                setattr(self, name, 2 * self.hidden_size)
+
     @classmethod
     def fields_class(cls) -> type["ModelFields"]:
         """The dataclass of this module that a configuration class is made from."""
