@@ -16,7 +16,16 @@ LAYERS = [
     {"mixers", "data", "synthetic"},
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},
-    {"config", "config_checks", "config_errors", "config_model", "config_template", "upstream", "machine_checks"},
+    {
+        "config",
+        "config_checks",
+        "config_errors",
+        "config_problems",
+        "config_model",
+        "config_template",
+        "upstream",
+        "machine_checks",
+    },
     {"sweep", "benchmark"},
     {"command", "stage"},
 ]

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import yaml
 from transformers import PretrainedConfig
 
-from ..mixers.dilated_attention import check_branches
+from ..mixers.base import refuse
+from ..mixers.dilated_attention import branch_misfits
 from .fields import HybridFields, LongNetFields, ModelFields, RetNetFields, TransformerFields, check_value
 
 
@@ -177,7 +178,7 @@ class LongNetConfig(ModelConfig, LongNetFields):
     def check(self) -> None:
         """Raise a ValueError with one sentence about the first value that cannot be."""
         super().check()
-        check_branches(self.segment_lengths, self.dilation_ratios, self.num_attention_heads)
+        refuse(branch_misfits(self.segment_lengths, self.dilation_ratios, self.num_attention_heads))
 
 
 class HybridConfig(ModelConfig, HybridFields):
