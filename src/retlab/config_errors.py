@@ -116,12 +116,12 @@ def _relation(error: dict[str, Any], values: Any) -> Problem:
 def known_part(path: Sequence[str | int], values: Any) -> KeyPath:
     """The steps of a path that nested values have."""
     found: list[str | int] = []
+    here: Any = values
     for step in path:
-        if (isinstance(values, dict) and step in values) or (
-            isinstance(values, list) and isinstance(step, int) and step < len(values)
-        ):
+        in_list = isinstance(here, list) and isinstance(step, int) and step < len(here)
+        if in_list or (isinstance(here, dict) and step in here):
             found.append(step)
-            values = values[step]
+            here = here[step]
     return tuple(found)
 
 
