@@ -17,7 +17,7 @@ from retlab.training.run_folder import refuse_other_training
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this script alone."""
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and notes")
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
@@ -38,9 +38,24 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+    for note in notes(config):
+        # Beside the configuration as a comment: what is printed can be loaded.
+        print(note if command.options.quiet else f"# {note}")
     if not command.options.quiet:
         print(dump_config(config), end="")
         print("# complete, and nothing in it speaks against running here")
+
+
+def notes(config: ExperimentConfig) -> list[str]:
+    """What may not be meant, although it can be run."""
+    named = [block.get("name") for block in getattr(config.model, "blocks", [])]
+    if config.model.architecture != "longnet" and "dilated_attention" not in named:
+        return []
+    # It needs torch, whose import takes seconds.
+    from retlab.training.dilation import dilation_notes
+
+    # No vocabulary matters to it.
+    return dilation_notes(config.model.to_fields(1), config.data.sequence_length)
 
 
 if __name__ == "__main__":
