@@ -10,8 +10,8 @@ import torch
 from tests.mixers.oracles import Calls, layouts, relative_error, run
 from tests.stand_ins.kernel_packages import hide_packages, use_stand_ins
 
-from retlab.mixers import Attention, Mixer, Retention, kernels
 from retlab.benchmark.peers import FlashLinearAttention
+from retlab.mixers import Attention, Mixer, Retention, kernels
 from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
 
 WIDTH, HEADS = 24, 2
