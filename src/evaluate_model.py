@@ -3,7 +3,7 @@
     python src/evaluate_model.py CONFIG [key.path=value ...] [--force] [--verify]
 
 Reads runs/<name>/model, the token shards and the test text; leaves results.json, results.csv, document_losses.parquet
-and samples.json in runs/<name>.
+and samples.json in runs/<name>. Where the `generate` section alone changed, only the samples are written anew.
 """
 
 from pathlib import Path
@@ -37,9 +37,12 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     )
 
     def build(folder: Path) -> dict[str, Any]:
-        from retlab.evaluation.results import evaluate
+        from retlab.evaluation.results import SCORED_FILES, evaluate
 
-        test = evaluate(config.evaluate, config.generate, data, model_folder, folder, stage.say)
+        scored = config.run_folder if stage.keeps(SCORED_FILES, beside="generate") else None
+        if scored:
+            stage.say("the scores are those of the last run; only the samples are written anew")
+        test = evaluate(config.evaluate, config.generate, data, model_folder, folder, stage.say, scored)
         stage.say(
             f"test loss {test['loss']:.4f} nats/token, perplexity {test['perplexity']:.2f},"
             f" {test['bits_per_byte']:.4f} bits/byte"

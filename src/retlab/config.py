@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from retlab import yaml_file
 from retlab.cluster_settings import ClusterSection
-from retlab.config_checks import Problem, cross_section_errors
-from retlab.config_errors import explain, misread_values, sections_at, sections_in, tag_values
+from retlab.config_checks import cross_section_errors
+from retlab.config_errors import sections_at, sections_in, tag_values
+from retlab.config_problems import find_problems
 from retlab.data.settings import DataSection, TokenizerSection
 from retlab.emissions import EmissionsSection
 from retlab.errors import UserError
@@ -86,22 +87,12 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     _leave_other_variants(values, overridden)
     _fill_in_variants(values, ExperimentConfig)
     source = _Source(file, lines, overridden)
-    words = misread_values(values, ExperimentConfig)
-    config, invalid = _validate(values)
-    found = sorted((dict(invalid) | words).items(), key=lambda problem: source.line(problem[0]))
-    problems += [source.sentence(path, message) for path, message in found]
-    if config is None:
-        # The sections that are right by themselves are still checked against each other.
-        wrong = {path[0] for path in (*dict(invalid), *words) if path}
-        config, _ = _validate({key: value for key, value in values.items() if key not in wrong})
-    if config is not None:
-        config = _complete(config)
-        known = {path for path, _ in invalid}
-        found = [error for error in cross_section_errors(config) if error[0] not in known]
-        problems += [source.sentence(path, message) for path, message in found]
-    if problems or config is None:
+    config, found = find_problems(values, ExperimentConfig, cross_section_errors)
+    found.sort(key=lambda problem: source.line(problem.path))
+    problems += [source.sentence(problem.path, problem.message) for problem in found]
+    if problems:
         raise UserError("\n".join(problems))
-    return config
+    return _complete(config)
 
 
 def dump_config(config: ExperimentConfig) -> str:
@@ -176,10 +167,3 @@ class _Source:
             if path[:length] in self.lines:
                 return _located(self.file, self.lines[path[:length]], shown)
         return _located(self.file, None, shown)
-
-
-def _validate(values: dict[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
-    try:
-        return ExperimentConfig.model_validate(values), []
-    except ValidationError as error:
-        return None, explain([dict(item) for item in error.errors(include_url=False)], values, ExperimentConfig)

@@ -3,55 +3,67 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from retlab.config_errors import Problem
 from retlab.emissions import emission_errors
 from retlab.grid_checks import grid_errors
-from retlab.yaml_file import KeyPath
 
 if TYPE_CHECKING:
     from retlab.config import ExperimentConfig
 
-Problem = tuple[KeyPath, str]
-
 
 def cross_section_errors(config: "ExperimentConfig") -> list[Problem]:
-    """Everything that no section can see alone, as key path and sentence."""
+    """Everything that no section can see alone; each problem with the keys whose values take part."""
     return [*_widths(config), *_lengths(config), *_batches(config), *_emissions(config), *grid_errors(config)]
 
 
 def _widths(config: "ExperimentConfig") -> Iterator[Problem]:
     model, tokenizer = config.model, config.tokenizer
     if model.vocab_size is not None and tokenizer.from_pretrained is None and model.vocab_size < tokenizer.vocab_size:
-        yield (
+        yield Problem(
             ("model", "vocab_size"),
             f"found {model.vocab_size}, smaller than tokenizer.vocab_size {tokenizer.vocab_size};"
             " leave it null to take the tokenizer's",
+            (("model", "vocab_size"), ("tokenizer", "vocab_size"), ("tokenizer", "from_pretrained")),
         )
 
 
 def _lengths(config: "ExperimentConfig") -> Iterator[Problem]:
     longest, window = config.model.max_position_embeddings, config.data.sequence_length
     if longest is not None and window > longest:
-        yield (
+        yield Problem(
             ("data", "sequence_length"),
             f"found {window}, longer than model.max_position_embeddings {longest}; raise that or shorten this",
+            (("data", "sequence_length"), ("model", "max_position_embeddings")),
         )
 
 
 def _batches(config: "ExperimentConfig") -> Iterator[Problem]:
     train = config.train
+    keys = (("train", "batch_size"), ("train", "devices"))
     if train.batch_size % train.devices:
-        yield (
+        yield Problem(
             ("train", "batch_size"),
-            f"found {train.batch_size}, which the {train.devices} processes of train.devices do not divide",
+            f"found {train.batch_size}, which the {train.devices} processes of train.devices do not divide;"
+            f" take {_nearest_multiples(train.batch_size, train.devices)}, or other devices",
+            keys,
         )
     elif train.micro_batch_size and train.batch_size % (train.micro_batch_size * train.devices):
-        yield (
+        together = train.micro_batch_size * train.devices
+        yield Problem(
             ("train", "batch_size"),
             f"found {train.batch_size}, no multiple of micro_batch_size {train.micro_batch_size}"
-            f" times devices {train.devices}",
+            f" times devices {train.devices}; take {_nearest_multiples(train.batch_size, together)},"
+            " or another micro_batch_size",
+            (*keys, ("train", "micro_batch_size")),
         )
+
+
+def _nearest_multiples(number: int, divisor: int) -> str:
+    """The multiples of a divisor on both sides of a number, in words."""
+    below = number - number % divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)
 
 
 def _emissions(config: "ExperimentConfig") -> Iterator[Problem]:
     for key, message in emission_errors(config.emissions):
-        yield ("emissions", key), message
+        yield Problem(("emissions", key), message, tuple(("emissions", name) for name in ("enabled", "country", key)))

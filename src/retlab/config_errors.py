@@ -2,11 +2,23 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel
 
+from retlab.section import RELATION
 from retlab.yaml_file import KeyPath, leaves, shown
+
+
+class Problem(NamedTuple):
+    """Something wrong with a configuration: where it is told, and one sentence."""
+
+    path: KeyPath
+    message: str
+    keys: tuple[KeyPath, ...] = ()
+    "Of values that do not fit each other: the keys of all of them."
+    is_unknown_key: bool = False
+
 
 # What a value must be, by pydantic's type of error; braces hold pydantic's context of the error.
 _ALLOWED = {
@@ -70,17 +82,47 @@ _OLD_NAMES = {
 }
 
 
-def explain(errors: Sequence[dict[str, Any]], values: Any, root: type[BaseModel]) -> list[tuple[KeyPath, str]]:
-    """Key path and sentence of each of pydantic's errors, one for each place."""
+def explain(errors: Sequence[dict[str, Any]], values: Any, root: type[BaseModel]) -> list[Problem]:
+    """Each of pydantic's errors as a problem: one for each place, and each relation for itself."""
     found: dict[KeyPath, list[str]] = {}
+    relations: list[Problem] = []
+    unknown: set[KeyPath] = set()
     for error in errors:
+        if error["type"] == RELATION:
+            relations.append(_relation(error, values))
         # Keys that are no text are said by the reader of the file.
-        if error["type"] != "invalid_key":
+        elif error["type"] != "invalid_key":
             path, message = _explain(error, values, root)
             found.setdefault(path, []).append(message)
+            unknown |= {path} if error["type"] == "extra_forbidden" else set()
     # Of a value that may be one or a list, only what is wrong with an item of the list is told.
     inner = {path[:-1] for path in found if path and isinstance(path[-1], int)}
-    return [(path, _either(messages)) for path, messages in found.items() if path not in inner]
+    single = [
+        Problem(path, _either(messages), is_unknown_key=path in unknown)
+        for path, messages in found.items()
+        if path not in inner
+    ]
+    return [*single, *dict.fromkeys(relations)]
+
+
+def _relation(error: dict[str, Any], values: Any) -> Problem:
+    """Told at the first of its keys that the file has, or that belongs to an item of a list which it has."""
+    section = known_part(error["loc"], values)
+    keys = tuple((*section, *key) for key in error["ctx"]["keys"])
+    places = [place for key in keys if len(place := known_part(key, values)) > len(section)]
+    return Problem(next(iter(places), section), error["ctx"]["sentence"], keys)
+
+
+def known_part(path: Sequence[str | int], values: Any) -> KeyPath:
+    """The steps of a path that nested values have."""
+    found: list[str | int] = []
+    here: Any = values
+    for step in path:
+        in_list = isinstance(here, list) and isinstance(step, int) and step < len(here)
+        if in_list or (isinstance(here, dict) and step in here):
+            found.append(step)
+            here = here[step]
+    return tuple(found)
 
 
 def misread_values(values: Any, root: type[BaseModel]) -> dict[KeyPath, str]:

@@ -1,9 +1,11 @@
 """What the model section leaves to other parts of the experiment: its vocabulary and a matched size."""
 
+import dataclasses
 import json
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 from retlab.artifacts import read_json
 from retlab.config import ExperimentConfig, load_config
@@ -48,6 +50,18 @@ def resolve_model(config: ExperimentConfig) -> ExperimentConfig:
         raise UserError(f"model.match_parameters_of: {error}") from None
     model = config.model.with_fields(with_intermediate_size(fields, width))
     return config.model_copy(update={"model": model})
+
+
+def known_model(config: ExperimentConfig) -> dict[str, Any]:
+    """`architecture` and the fields of the model's configuration, without those that are not known yet."""
+    vocabulary = vocabulary_size(config)
+    fields = config.model.to_fields(vocabulary or 1)
+    fields.complete()
+    values = {"architecture": config.model.architecture, **dataclasses.asdict(fields)}
+    unknown = set() if vocabulary else {"vocab_size"}
+    if config.model.match_parameters_of is not None:
+        unknown |= {"intermediate_size", "blocks"}
+    return {key: value for key, value in values.items() if key not in unknown}
 
 
 def _parameters_of(path: Path) -> int:

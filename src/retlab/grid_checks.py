@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from retlab.config_errors import sections_at
+from retlab.config_errors import Problem, sections_at
 from retlab.yaml_file import KeyPath, shown
 
 if TYPE_CHECKING:
@@ -18,20 +18,22 @@ _ELSEWHERE = {
 }
 
 
-def grid_errors(config: "ExperimentConfig") -> Iterator[tuple[KeyPath, str]]:
+def grid_errors(config: "ExperimentConfig") -> Iterator[Problem]:
     """Everything that is wrong with axes and rules, as key path and sentence."""
     section, valid = config.grid_search, axis_keys(config)
     for key, values in section.axes.items():
         path = ("grid_search", "axes", key)
         if key not in valid:
-            yield path, _no_axis(key, valid, section.architectures)
+            yield Problem(path, _no_axis(key, valid, section.architectures))
         elif not values:
-            yield path, "found []; must be a list of one value or more"
+            yield Problem(path, "found []; must be a list of one value or more")
         else:
-            yield from ((path, f"the value {shown(value)} stands here twice; keep one") for value in _twice(values))
+            yield from (
+                Problem(path, f"the value {shown(value)} stands here twice; keep one") for value in _twice(values)
+            )
     for name in ("architectures", "seeds"):
         yield from (
-            (("grid_search", name), f"{shown(value)} stands here twice; keep one")
+            Problem(("grid_search", name), f"{shown(value)} stands here twice; keep one")
             for value in _twice(getattr(section, name))
         )
     for number, rule in enumerate(section.exclude):
@@ -74,15 +76,15 @@ def _no_axis(key: str, valid: list[str], architectures: list[Any]) -> str:
     return f"this is no key{among} that an axis can vary; the nearest valid key is '{close[0]}'"
 
 
-def _rule_errors(path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]]) -> Iterator[tuple[KeyPath, str]]:
+def _rule_errors(path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]]) -> Iterator[Problem]:
     if not rule:
-        yield path, "the rule is empty and would leave out every point; name axes and their values"
+        yield Problem(path, "the rule is empty and would leave out every point; name axes and their values")
     for key, wanted in rule.items():
         if key not in axes:
             close = difflib.get_close_matches(key, axes, n=1, cutoff=0.0)
             hint = f"; the nearest is '{close[0]}'" if close else ""
-            yield (*path, key), f"this is no axis of the grid{hint}"
+            yield Problem((*path, key), f"this is no axis of the grid{hint}")
             continue
         for value in wanted if isinstance(wanted, list) else [wanted]:
             if value not in axes[key]:
-                yield (*path, key), f"found {shown(value)}; the axis has the values {shown(axes[key])}"
+                yield Problem((*path, key), f"found {shown(value)}; the axis has the values {shown(axes[key])}")

@@ -1,9 +1,19 @@
 """Base of every configuration section: frozen, an unknown key is an error, paths belong to the project."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 def _project_root() -> Path:
@@ -62,6 +72,27 @@ ProjectPath = Annotated[
     WithJsonSchema({"type": "string", "format": "path"}),
 ]
 """A path in a configuration: absolute in memory, relative to the project's root in files."""
+
+
+RELATION = "relation"
+"""Type of pydantic's errors that `relation_errors` makes; their context has `keys` and `sentence`."""
+
+
+def relation_errors(title: str, problems: Iterable[tuple[Iterable[tuple[str | int, ...]], str]]) -> ValidationError:
+    """What a section's validator raises about values that do not fit each other, all at once.
+
+    Args:
+        title: name of the section.
+        problems: each the key paths within the section whose values take part, and one sentence.
+    """
+    errors = [
+        InitErrorDetails(
+            type=PydanticCustomError(RELATION, "{sentence}", {"keys": list(keys), "sentence": sentence}),
+            input=None,
+        )
+        for keys, sentence in problems
+    ]
+    return ValidationError.from_exception_data(title, errors)
 
 
 class Section(BaseModel):

@@ -100,6 +100,25 @@ class Stage:
         damage = artifacts.damage(self.output, manifest, self.command.verify)
         return found + ([damage] if damage else [])
 
+    def keeps(self, files: Sequence[str], beside: str) -> bool:
+        """Whether these files of the output are what the work would write again.
+
+        They are if the settings of the section `beside`, on which they do not depend, are all that changed.
+        """
+        manifest = artifacts.read_manifest(self.output, self._manifest_name)
+        if manifest is None or self.command.force or not set(files) <= manifest["outputs"].keys():
+            return False
+        before, now = (
+            [
+                one["sources"],
+                one["inputs"],
+                {key: one["settings"][key] for key in one["settings"] if key.split(".")[0] != beside},
+            ]
+            for one in (manifest, self._describe())
+        )
+        whole = {"outputs": {name: manifest["outputs"][name] for name in files}, "volatile": {"times": {}}}
+        return before == now and artifacts.damage(self.output, whole, verify=True) is None
+
     def run(self, build: Callable[[Path], dict[str, Any]]) -> bool:
         """Do the work unless its output is up to date; returns whether it was done.
 

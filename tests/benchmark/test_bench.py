@@ -88,7 +88,10 @@ def test_what_is_asked_for_alone_is_measured() -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ("torchscal", "there is no peer 'torchscal'"),
+        ("torchscal", r"there is no peer 'torchscal' \(did you mean torchscale\?\)"),
+        ("fla", r"there is no peer 'fla' \(did you mean flash-linear-attention\?\); name some of"),
+        ("Transformers", r"did you mean llama\?"),
+        ("xyz", "there is no peer 'xyz'; name some of"),
         ("llama", "llama has no retnet model"),
         ("flash-linear-attention", "flash-linear-attention cannot be measured here"),
     ],

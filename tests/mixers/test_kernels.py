@@ -10,6 +10,7 @@ import torch
 from tests.mixers.oracles import Calls, layouts, relative_error, run
 from tests.stand_ins.kernel_packages import hide_packages, use_stand_ins
 
+from retlab.benchmark.peers import FlashLinearAttention
 from retlab.mixers import Attention, Mixer, Retention, kernels
 from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
 
@@ -129,6 +130,13 @@ def test_packages_that_are_missing_say_how_to_install_them(monkeypatch, name):
     assert obstacle is not None
     assert obstacle.reason == f"{kernel.title} is not installed"
     assert obstacle.remedy == f"install it with pip install {kernel.package}"
+    if name == "retention":
+        # The version that the benchmark's peers name too.
+        assert (
+            FlashLinearAttention.install
+            == f"pip install {kernel.package}"
+            == "pip install flash-linear-attention==0.6.0"
+        )
     assert mixer.kernel is None
 
 

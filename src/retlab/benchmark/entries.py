@@ -1,5 +1,6 @@
 """Who is measured, and at what: RetLab and the peers that have the same model and are installed."""
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -124,9 +125,18 @@ def choose_peers(plan: Plan, device: Device, asked: str | None) -> tuple[list[st
     names = [] if asked == "none" else [name.strip() for name in asked.split(",")]
     for name in names:
         if name not in PEERS:
-            raise UserError(f"--peers: there is no peer '{name}'; name some of {', '.join(PEERS)}, or none")
+            close = _nearest_peer(name)
+            hint = f" (did you mean {close}?)" if close else ""
+            raise UserError(f"--peers: there is no peer '{name}'{hint}; name some of {', '.join(PEERS)}, or none")
         if name not in fitting:
             raise UserError(f"--peers: {name} has no {' or '.join(sorted(architectures))} model; leave it out")
         if name in missing:
             raise UserError(f"--peers: {name} cannot be measured here ({missing[name]}); do that or leave it out")
     return list(dict.fromkeys(names)), []
+
+
+def _nearest_peer(name: str) -> str | None:
+    """The peer that a name may stand for: what is imported, the package, or something like its name."""
+    known = {alias: peer.name for peer in PEERS.values() for alias in (peer.name, peer.package, peer.module)}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return known[close[0]] if close else None

@@ -3,11 +3,12 @@
 import csv
 import hashlib
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retlab.artifacts import read_manifest, write_atomic, write_json
+from retlab.artifacts import read_json, read_manifest, write_atomic, write_json
 from retlab.data.settings import DataSection
 from retlab.data.shards import check_shards
 from retlab.errors import UserError
@@ -18,6 +19,9 @@ from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import TrainedModel, load_trained_model
 from retlab.memory import memory_errors
 from retlab.section import script, shown_path
+
+SCORED_FILES = ("results.json", "results.csv", "document_losses.parquet")
+"""What the `generate` section has no part in."""
 
 UNITS = {
     "loss": "nats/token",
@@ -40,18 +44,40 @@ def evaluate(
     model_folder: Path,
     folder: Path,
     say: Callable[[str], None] = lambda _line: None,
+    scored: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a trained model on the test split.
+    """Measure a trained model on the test split, and let it write.
 
     Writes results.json, results.csv, document_losses.parquet and samples.json into `folder`, and returns the test
-    split's numbers. `say` prints a line for people.
+    split's numbers. `say` prints a line for people. The first three are copied from the folder `scored`, if one is
+    given: that of an earlier evaluation of the same model, data and section.
 
     Raises:
         UserError: the model, the token shards or the text are missing, or do not belong together; or the memory does
             not do.
     """
-    shards = data.shards_folder("test")
     trained = load_trained_model(section, model_folder)
+    if scored is None:
+        _score(section, data, trained, model_folder, folder, say)
+    else:
+        for name in SCORED_FILES:
+            shutil.copyfile(scored / name, folder / name)
+    with memory_errors(lambda: _too_long_samples(generate)):
+        samples = write_samples(trained, generate)
+    write_json(folder / "samples.json", samples)
+    return dict(read_json(folder / "results.json")["test"])
+
+
+def _score(
+    section: EvaluateSection,
+    data: DataSection,
+    trained: TrainedModel,
+    model_folder: Path,
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Write the numbers of the test split into `folder`."""
+    shards = data.shards_folder("test")
     check_shards(shards, model_folder)
     for line in trained.kernel_lines(data.sequence_length):
         say(line)
@@ -73,10 +99,6 @@ def evaluate(
     write_json(folder / "results.json", results)
     write_atomic(folder / "results.csv", results_table(results))
     write_document_losses(folder / "document_losses.parquet", losses, text.sha256)
-    with memory_errors(lambda: _too_long_samples(generate)):
-        samples = write_samples(trained, generate)
-    write_json(folder / "samples.json", samples)
-    return dict(results["test"])
 
 
 def _too_many_windows(section: EvaluateSection, data: DataSection) -> tuple[str, str]:

@@ -21,7 +21,7 @@ Generation feeds pieces of real tokens of the open document through `advance`, w
 one: the same work on the same memory every time, so that a GPU can record it once and play it back.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,9 @@ from .rotary import Frequencies, Rotation
 
 MixerState = Any
 """A named tuple of tensors, batch first, whose type only its mixer knows; None where there is nothing to keep."""
+
+Misfit = tuple[tuple[str, ...], str]
+"""Names of settings (and `hidden_size`) that do not fit each other, and one sentence that says so."""
 
 
 class Mixer(nn.Module):
@@ -73,6 +76,11 @@ class Mixer(nn.Module):
     ) -> tuple[torch.Tensor, MixerState]:
         """Mix one piece of the sequence; shapes as in the module's docstring."""
         raise NotImplementedError
+
+    @classmethod
+    def misfits(cls, hidden_size: int, settings: Mapping[str, Any]) -> Iterator[Misfit]:  # noqa: ARG003
+        """What cannot be about settings whose types are right; all settings are given."""
+        yield from ()
 
     @property
     def can_advance(self) -> bool:
@@ -134,14 +142,20 @@ def _overwrite(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor])
         target.copy_(source)
 
 
-def head_width(hidden_size: int, num_heads: int) -> int:
-    """Width of one head, which rotary positions need to be even; a ValueError says what does not fit."""
+def refuse(misfits: Iterable[Misfit]) -> None:
+    """Raise the first misfit as a ValueError."""
+    for _, sentence in misfits:
+        raise ValueError(sentence)
+
+
+def head_misfits(hidden_size: int, num_heads: int) -> Iterator[Misfit]:
+    """Heads divide the width into equal parts, of an even width as rotary positions need it."""
+    settings = ("num_heads", "hidden_size")
     if num_heads < 1 or hidden_size % num_heads:
-        raise ValueError(f"The number of heads ({num_heads}) must divide the hidden size ({hidden_size}).")
-    width = hidden_size // num_heads
-    if width % 2:
-        raise ValueError(
-            f"The head width is {width} ({hidden_size} / {num_heads} heads), but rotary positions turn pairs of "
-            "channels: choose a number of heads that gives an even width."
+        yield settings, f"The number of heads ({num_heads}) must divide the hidden size ({hidden_size})."
+    elif hidden_size // num_heads % 2:
+        yield (
+            settings,
+            f"The head width is {hidden_size // num_heads} ({hidden_size} / {num_heads} heads), but rotary positions"
+            " turn pairs of channels: choose a number of heads that gives an even width.",
         )
-    return width

@@ -8,12 +8,14 @@ whose branches all drop a token has the output zero there, which a branch of rat
 the number of heads is refused, because some tokens would be dropped by every head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from .base import Misfit, refuse
 from .dilated_slots import Branch, TokenOrder, branch_slots, head_offsets, token_order
 from .dilated_state import DilatedState, next_state, one_more_token, past_of, take_tokens
 from .heads import AttentionHeads
@@ -22,26 +24,32 @@ from .segment_attention import EMPTY, attend_in_blocks, widened
 from .whole_segments import attend_in_whole_segments, has_flash
 
 
-def check_branches(segment_lengths: Sequence[int], dilation_ratios: Sequence[int], num_heads: int) -> None:
-    """Raise a ValueError with one sentence about lists that describe no dilated attention."""
+def branch_misfits(segment_lengths: Sequence[int], dilation_ratios: Sequence[int], num_heads: int) -> Iterator[Misfit]:
+    """What is wrong with lists that describe no dilated attention."""
     segments, ratios = list(segment_lengths), list(dilation_ratios)
-    if not segments or len(segments) != len(ratios):
-        raise ValueError(
-            f"segment_lengths {segments} and dilation_ratios {ratios} must be lists of the same length, one or more: "
-            "every segment length has its ratio."
-        )
-    for name, numbers in (("segment_lengths", segments), ("dilation_ratios", ratios)):
-        if min(numbers) < 1:
-            raise ValueError(f"{name} {numbers} must be whole numbers of at least 1.")
+    both = ("segment_lengths", "dilation_ratios")
+    whole = True
+    for name, numbers in zip(both, (segments, ratios), strict=True):
+        if numbers and min(numbers) < 1:
+            whole = False
+            yield (name,), f"{name} {numbers} must be whole numbers of at least 1."
     if any(a >= b for a, b in pairwise(segments)):
-        raise ValueError(f"segment_lengths {segments} must increase.")
-    for segment, ratio in zip(segments, ratios, strict=True):
-        if ratio > segment:
-            raise ValueError(f"A dilation ratio ({ratio}) must not exceed its segment length ({segment}).")
-    if min(ratios) > num_heads:
-        raise ValueError(
+        yield ("segment_lengths",), f"segment_lengths {segments} must increase."
+    if not segments or len(segments) != len(ratios):
+        yield (
+            both,
+            f"segment_lengths {segments} and dilation_ratios {ratios} must be lists of the same length, one or more: "
+            "every segment length has its ratio.",
+        )
+    elif whole:
+        for segment, ratio in zip(segments, ratios, strict=True):
+            if ratio > segment:
+                yield both[::-1], f"A dilation ratio ({ratio}) must not exceed its segment length ({segment})."
+    if ratios and min(ratios) > num_heads > 0:
+        yield (
+            ("dilation_ratios", "num_heads"),
             f"The smallest of dilation_ratios {ratios} must not exceed the number of heads ({num_heads}): head h keeps "
-            "the tokens h mod ratio, and some tokens would be kept by none."
+            "the tokens h mod ratio, and some tokens would be kept by none.",
         )
 
 
@@ -58,8 +66,14 @@ class DilatedAttention(AttentionHeads):
         rope_theta: float = 10_000.0,
     ) -> None:
         super().__init__(hidden_size, num_heads, rope_theta)
-        check_branches(segment_lengths, dilation_ratios, num_heads)
+        refuse(branch_misfits(segment_lengths, dilation_ratios, num_heads))
         self.branches = [Branch(*pair) for pair in zip(segment_lengths, dilation_ratios, strict=True)]
+
+    @classmethod
+    def misfits(cls, hidden_size: int, settings: Mapping[str, Any]) -> Iterator[Misfit]:
+        """Heads that do not divide the width, and lists that describe no branches."""
+        yield from super().misfits(hidden_size, settings)
+        yield from branch_misfits(*(settings[name] for name in ("segment_lengths", "dilation_ratios", "num_heads")))
 
     def forward(
         self,

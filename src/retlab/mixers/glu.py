@@ -1,12 +1,13 @@
 """The gated linear unit (Shazeer 2020, arXiv:2002.05202), the channel mixer of RetNet and of the Transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import Mixer, MixerState
+from .base import Misfit, Mixer, MixerState, refuse
 from .rotary import Rotation
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
@@ -19,17 +20,23 @@ class GatedLinearUnit(Mixer):
         self, hidden_size: int, *, intermediate_size: int | None = None, activation: str = "gelu", dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"The activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}.")
+        refuse(self.misfits(hidden_size, {"intermediate_size": intermediate_size, "activation": activation}))
         intermediate_size = 2 * hidden_size if intermediate_size is None else intermediate_size
-        if intermediate_size < 1:
-            raise ValueError(f"The intermediate size must be at least 1, not {intermediate_size}.")
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
         # TorchScale leaves them as PyTorch initialises them.
         self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.gate = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    @classmethod
+    def misfits(cls, hidden_size: int, settings: Mapping[str, Any]) -> Iterator[Misfit]:  # noqa: ARG003
+        """An activation that there is not, and a width of nothing."""
+        activation, intermediate_size = settings["activation"], settings["intermediate_size"]
+        if activation not in ACTIVATIONS:
+            yield ("activation",), f"The activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}."
+        if intermediate_size is not None and intermediate_size < 1:
+            yield ("intermediate_size",), f"The intermediate size must be at least 1, not {intermediate_size}."
 
     def forward(
         self,

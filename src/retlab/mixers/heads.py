@@ -1,8 +1,11 @@
 """What the kinds of softmax attention share: projections to heads, rotary positions, initialisation."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 
-from .base import Mixer, head_width
+from .base import Misfit, Mixer, head_misfits, refuse
 from .projections import Projection
 from .rotary import RopeFrequencies, Rotation, rotate_halves
 
@@ -14,14 +17,20 @@ class AttentionHeads(Mixer):
 
     def __init__(self, hidden_size: int, num_heads: int, rope_theta: float) -> None:
         super().__init__()
+        refuse(head_misfits(hidden_size, num_heads))
         self.num_heads = num_heads
-        self.head_width = head_width(hidden_size, num_heads)
+        self.head_width = hidden_size // num_heads
         self.frequencies = RopeFrequencies(self.head_width, rope_theta)
         # TorchScale's initialisation.
         self.q_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
         self.k_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
         self.v_proj = Projection(hidden_size, hidden_size, gain=2**-0.5)
         self.out_proj = Projection(hidden_size, hidden_size, gain=1.0)
+
+    @classmethod
+    def misfits(cls, hidden_size: int, settings: Mapping[str, Any]) -> Iterator[Misfit]:
+        """Heads that do not divide the width."""
+        yield from head_misfits(hidden_size, settings["num_heads"])
 
     def project(
         self, hidden: torch.Tensor, rotation: Rotation | None

@@ -55,7 +55,7 @@ KERNELS = {
         "flash_attn", "flash_attn_func", oldest=(2, 5), keeps_graph=(2, 7), widest=256,
     ),
     "retention": Kernel(
-        "fla", "retention_kernel", "torch", "flash-linear-attention", "flash-linear-attention",
+        "fla", "retention_kernel", "torch", "flash-linear-attention", "flash-linear-attention==0.6.0",
         "fla.ops.simple_gla", "chunk_simple_gla", oldest=(0, 6), keeps_graph=None, widest=256,
     ),
 }  # fmt: skip

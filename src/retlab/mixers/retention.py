@@ -1,11 +1,12 @@
 """Multi-scale retention (Sun et al. 2023, arXiv:2307.08621) as a mixer."""
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from .base import Mixer, head_width
+from .base import Misfit, Mixer, head_misfits, refuse
 from .gated_norm import gated_norm
 from .kernels import can_run, kernel_retention
 from .projections import Projection, project
@@ -49,15 +50,12 @@ class Retention(Mixer):
         torchscale_normalizer: bool = False,
     ) -> None:
         super().__init__()
+        refuse(self.misfits(hidden_size, {"num_heads": num_heads, "value_size": value_size, "chunk_size": chunk_size}))
         value_size = 2 * hidden_size if value_size is None else value_size
         self.num_heads = num_heads
-        self.key_width = head_width(hidden_size, num_heads)
-        if value_size % num_heads:
-            raise ValueError(f"The number of heads ({num_heads}) must divide the value size ({value_size}).")
+        self.key_width = hidden_size // num_heads
         self.value_width = value_size // num_heads
         self.frequencies = RetNetFrequencies(self.key_width)
-        if chunk_size < 1:
-            raise ValueError(f"The chunk size must be at least 1, not {chunk_size}.")
         self.chunk_size = chunk_size
         self.norm_eps = norm_eps
         self.torchscale_normalizer = torchscale_normalizer
@@ -67,6 +65,18 @@ class Retention(Mixer):
         self.v_proj = Projection(hidden_size, value_size, gain=2**-2.5)
         self.g_proj = Projection(hidden_size, value_size, gain=2**-2.5)
         self.out_proj = Projection(value_size, hidden_size, gain=2**-1)
+
+    @classmethod
+    def misfits(cls, hidden_size: int, settings: Mapping[str, Any]) -> Iterator[Misfit]:
+        """Heads that do not divide the width of keys or values, and chunks of nothing."""
+        num_heads, value_size = settings["num_heads"], settings["value_size"]
+        yield from head_misfits(hidden_size, num_heads)
+        # Twice a width that the heads divide, where none is given.
+        if value_size is not None and num_heads > 0 and value_size % num_heads:
+            message = f"The number of heads ({num_heads}) must divide the value size ({value_size})."
+            yield ("value_size", "num_heads"), message
+        if settings["chunk_size"] < 1:
+            yield ("chunk_size",), f"The chunk size must be at least 1, not {settings['chunk_size']}."
 
     def forward(
         self,

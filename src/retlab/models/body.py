@@ -4,7 +4,7 @@ Nothing here knows which mixers it holds: it passes them hidden states, position
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..mixers import MIXERS, Mixer
-from ..mixers.base import MixerState
+from ..mixers.base import Misfit, MixerState, refuse
 from ..mixers.rotary import Frequencies, Rotation, rotation
-from .fields import FIELDS, check_value
+from .fields import FIELDS, Problem, check_value
 
 States = list[MixerState]
 """One state per block, in order; see `retlab.mixers.base`."""
@@ -31,18 +31,45 @@ class BodyOutput(NamedTuple):
 
 def build_mixer(hidden_size: int, settings: dict[str, Any]) -> Mixer:
     """The mixer that an entry of `blocks` names, with the entry's other keys as its settings."""
-    settings = dict(settings)
-    name = settings.pop("name", None)
+    refuse(mixer_misfits(hidden_size, settings))
+    return MIXERS[settings["name"]](hidden_size, **{key: settings[key] for key in settings.keys() - {"name"}})
+
+
+def mixer_misfits(hidden_size: int, settings: dict[str, Any]) -> Iterator[Misfit]:
+    """Everything that cannot be about an entry of `blocks`."""
+    name = settings.get("name")
     if not isinstance(name, str) or name not in MIXERS:
-        raise ValueError(f"There is no block named {name!r}: choose one of {', '.join(MIXERS)}.")
-    known = dict(list(inspect.signature(MIXERS[name]).parameters.items())[1:])
+        yield ("name",), f"There is no block named {name!r}: choose one of {', '.join(MIXERS)}."
+        return
+    parameters = list(inspect.signature(MIXERS[name]).parameters.values())[1:]
+    known = {parameter.name: parameter for parameter in parameters}
     # What a model's own fields of the same name may be.
     bounds = {item.name: item.metadata["bounds"] for kind in FIELDS.values() for item in fields(kind)}
+    usable = {key: parameter.default for key, parameter in known.items()}
+    unknown = settings.keys() - known.keys() - {"name"}
+    # Where a setting is misspelt, what stands for it is not known either.
+    wrong = known.keys() - settings.keys() if unknown else set[str]()
     for key, value in settings.items():
-        if key not in known:
-            raise ValueError(f"The block {name!r} has no setting {key!r}; it has {', '.join(known)}.")
-        check_value(f"{key} of the block {name!r}", value, known[key].annotation, bounds.get(key, {}))
-    return MIXERS[name](hidden_size, **settings)
+        if key in unknown:
+            yield (key,), f"The block {name!r} has no setting {key!r}; it has {', '.join(known)}."
+        elif key != "name":
+            try:
+                check_value(f"{key} of the block {name!r}", value, known[key].annotation, bounds.get(key, {}))
+                usable[key] = value
+            except ValueError as error:
+                wrong.add(key)
+                yield (key,), str(error)
+    for keys, sentence in MIXERS[name].misfits(hidden_size, usable):
+        if not wrong & set(keys):
+            yield keys, sentence
+
+
+def block_problems(hidden_size: int, blocks: list[dict[str, Any]]) -> Iterator[Problem]:
+    """Everything that cannot be about the entries of `blocks` that name a mixer."""
+    for number, block in enumerate(blocks):
+        for names, sentence in mixer_misfits(hidden_size, block) if "name" in block else ():
+            keys = [(name,) if name == "hidden_size" else ("blocks", number, name) for name in names]
+            yield Problem(tuple(keys), sentence)
 
 
 class Norm(nn.RMSNorm):

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import yaml
 from transformers import PretrainedConfig
 
-from ..mixers.dilated_attention import check_branches
+from ..mixers.base import refuse
+from ..mixers.dilated_attention import branch_misfits
 from .fields import HybridFields, LongNetFields, ModelFields, RetNetFields, TransformerFields, check_value
 
 
@@ -45,12 +46,6 @@ class ModelConfig(PretrainedConfig, ModelFields):
         """Raise a ValueError with one sentence about the first value that cannot be."""
         super().check()
         check_value("pad_token_id", self.pad_token_id, int | None, {"lt": self.vocab_size})
-
-    def complete(self) -> None:
-        """Replace the defaults that follow from other fields by their values."""
-        for name in ("value_size", "intermediate_size"):
-            if name in self.get_params() and getattr(self, name) is None:
-                setattr(self, name, 2 * self.hidden_size)
 
     def get_params(self) -> dict[str, Any]:
         """The hyperparameters as plain values, without what only transformers needs."""
@@ -183,7 +178,7 @@ class LongNetConfig(ModelConfig, LongNetFields):
     def check(self) -> None:
         """Raise a ValueError with one sentence about the first value that cannot be."""
         super().check()
-        check_branches(self.segment_lengths, self.dilation_ratios, self.num_attention_heads)
+        refuse(branch_misfits(self.segment_lengths, self.dilation_ratios, self.num_attention_heads))
 
 
 class HybridConfig(ModelConfig, HybridFields):

@@ -1,12 +1,20 @@
 """What describes a model: one definition, from which the YAML schema and the saved `config.json` are both made."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 
 def _field(default: Any, doc: str, **bounds: float) -> Any:
     """A dataclass field with its one-line description and bounds (ge, gt, le, lt)."""
     return field(default=default, metadata={"doc": doc, "bounds": bounds})
+
+
+class Problem(NamedTuple):
+    """Something that cannot be: the keys whose values take part, the one to mend first, and one sentence."""
+
+    keys: tuple[tuple[str | int, ...], ...]
+    sentence: str
 
 
 @dataclass
@@ -25,8 +33,22 @@ class ModelFields:
 
     def check(self) -> None:
         """Raise a ValueError with one sentence about the first value that cannot be."""
+        for problem in self.problems():
+            raise ValueError(problem.sentence)
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that cannot be: single values first, then how they fit each other, which asks for right types."""
         for item in fields(self.fields_class()):
-            check_value(item.name, getattr(self, item.name), item.type, item.metadata["bounds"])
+            try:
+                check_value(item.name, getattr(self, item.name), item.type, item.metadata["bounds"])
+            except ValueError as error:
+                yield Problem(((item.name,),), str(error))
+
+    def complete(self) -> None:
+        """Replace the defaults that follow from other fields by their values."""
+        for name in ("value_size", "intermediate_size"):
+            if name in self.fields_class().__dataclass_fields__ and getattr(self, name) is None:
+                setattr(self, name, 2 * self.hidden_size)
 
     @classmethod
     def fields_class(cls) -> type["ModelFields"]:
@@ -59,12 +81,14 @@ class RetNetFields(ModelFields):
         "auto", "What retention runs on: torch is PyTorch, fla flash-linear-attention; auto takes the faster one."
     )
 
-    def check(self) -> None:
-        super().check()
-        check_heads(self.hidden_size, self.num_attention_heads)
-        if (self.value_size or 2 * self.hidden_size) % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide value_size ({self.value_size})."
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from _head_problems(self.hidden_size, self.num_attention_heads)
+        # Twice a width that the heads divide, where none is given.
+        if self.value_size is not None and self.value_size % self.num_attention_heads:
+            yield Problem(
+                (("value_size",), ("num_attention_heads",)),
+                f"num_attention_heads ({self.num_attention_heads}) must divide value_size ({self.value_size}).",
             )
 
     def block_list(self) -> list[dict[str, Any]]:
@@ -95,9 +119,9 @@ class TransformerFields(ModelFields):
         "auto", "What attention runs on: sdpa is PyTorch's own; auto takes flash-attn where it runs and is faster."
     )
 
-    def check(self) -> None:
-        super().check()
-        check_heads(self.hidden_size, self.num_attention_heads)
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from _head_problems(self.hidden_size, self.num_attention_heads)
 
     def block_list(self) -> list[dict[str, Any]]:
         attention = {
@@ -129,9 +153,9 @@ class LongNetFields(ModelFields):
     activation_dropout: float = _field(0.0, "Dropout inside the feed-forward block.", ge=0, lt=1)
     rope_theta: float = _field(10_000.0, "Base of the rotary positions' wavelengths.", gt=1)
 
-    def check(self) -> None:
-        super().check()
-        check_heads(self.hidden_size, self.num_attention_heads)
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from _head_problems(self.hidden_size, self.num_attention_heads)
 
     def block_list(self) -> list[dict[str, Any]]:
         attention = {
@@ -168,13 +192,16 @@ class HybridFields(ModelFields):
         "auto", "What retention runs on: torch is PyTorch, fla flash-linear-attention; auto takes the faster one."
     )
 
-    def check(self) -> None:
-        super().check()
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
         if not isinstance(self.blocks, list) or not self.blocks:
-            raise ValueError("blocks must list at least one mixer, such as {name: retention, num_heads: 4}.")
-        for block in self.blocks:
+            message = "blocks must list at least one mixer, such as {name: retention, num_heads: 4}."
+            yield Problem((("blocks",),), message)
+            return
+        for number, block in enumerate(self.blocks):
             if not isinstance(block, dict) or "name" not in block:
-                raise ValueError(f"Every entry of blocks needs the name of a mixer, but one is {block!r}.")
+                message = f"Every entry of blocks needs the name of a mixer, but one is {block!r}."
+                yield Problem((("blocks", number),), message)
 
     def block_list(self) -> list[dict[str, Any]]:
         norm = {"norm_eps": self.rms_norm_eps}
@@ -190,14 +217,16 @@ FIELDS: dict[str, type[ModelFields]] = {
 """The architectures by name."""
 
 
-def check_heads(hidden_size: int, num_heads: int) -> None:
-    """Raise a ValueError unless the heads divide the width into even head widths, as rotary positions need."""
+def _head_problems(hidden_size: int, num_heads: int) -> Iterator[Problem]:
+    """Heads must divide the width into even head widths, as rotary positions need."""
+    keys = (("num_attention_heads",), ("hidden_size",))
     if num_heads < 1 or hidden_size % num_heads:
-        raise ValueError(f"num_attention_heads ({num_heads}) must divide hidden_size ({hidden_size}).")
-    if hidden_size // num_heads % 2:
-        raise ValueError(
+        yield Problem(keys, f"num_attention_heads ({num_heads}) must divide hidden_size ({hidden_size}).")
+    elif hidden_size // num_heads % 2:
+        yield Problem(
+            keys,
             f"hidden_size / num_attention_heads is {hidden_size // num_heads}, an odd head width, but rotary positions "
-            "turn pairs of channels: choose values that give an even one."
+            "turn pairs of channels: choose values that give an even one.",
         )
 
 

@@ -1,12 +1,13 @@
 """The `model` section of the YAML file, generated from the same fields as the Hugging Face configurations."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
-from retlab.models.fields import FIELDS, HybridFields, LongNetFields, ModelFields
-from retlab.section import Section
+from retlab.models.fields import FIELDS, HybridFields, LongNetFields, ModelFields, Problem
+from retlab.section import Section, relation_errors
 
 _MATCH = (
     "A configuration, run folder or model folder: intermediate_size becomes the width that brings the number of "
@@ -45,13 +46,24 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         fields = self.fields_class(**self.model_fields_as_dict())
-        fields.check()
-        if isinstance(fields, HybridFields | LongNetFields):
-            # Only the mixers know their settings; PyTorch, which they need, loads for these alone.
-            from retlab.models.counting import count_parameters
-
-            count_parameters(fields)
+        problems = [*fields.problems(), *_mixer_problems(fields)]
+        if problems:
+            raise relation_errors(type(self).__name__, problems)
         return self
+
+
+def _mixer_problems(fields: ModelFields) -> Iterator[Problem]:
+    """What only the mixers know of their settings; PyTorch, which they need, loads where it matters alone."""
+    if isinstance(fields, LongNetFields):
+        from retlab.mixers.dilated_attention import branch_misfits
+
+        lists = fields.segment_lengths, fields.dilation_ratios
+        for names, sentence in branch_misfits(*lists, fields.num_attention_heads):
+            yield Problem(tuple((name.replace("num_heads", "num_attention_heads"),) for name in names), sentence)
+    elif isinstance(fields, HybridFields):
+        from retlab.models.body import block_problems
+
+        yield from block_problems(fields.hidden_size, fields.blocks)
 
 
 def _schema_entry(item: dataclasses.Field[Any]) -> tuple[Any, Any]:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from retlab.artifacts import sync_folder
 from retlab.errors import UserError
 from retlab.section import shown_path
@@ -53,6 +51,8 @@ class CheckpointStore:
         Raises:
             UserError: the file cannot be written, such as on a full disk; the earlier checkpoints stay.
         """
+        import torch
+
         target, partial = self.path(checkpoint["step"]), self.folder / ".checkpoint.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +98,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not readable, or no checkpoint of this program.
     """
+    # Here and in `save` alone: whoever only asks what a run folder holds does not wait for torch.
+    import torch
+
     if not path.is_file():
         raise UserError(f"there is no checkpoint {shown_path(path)}")
     try:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retlab.artifacts import sync_folder
+from retlab.artifacts import read_json, sync_folder
 from retlab.differences import differences
 from retlab.emissions_rows import move_rows
 from retlab.errors import UserError
@@ -27,18 +27,14 @@ def prepare_run_folder(request: TrainingRequest, say: Callable[[str], None]) -> 
         say: prints a line for people.
 
     Raises:
-        UserError: the last checkpoint is not readable, or is of another model without `start_anew`.
+        UserError: the last checkpoint is not readable, or what was trained is another model, without `start_anew`.
     """
     folder = request.run_folder
     store = CheckpointStore(folder / "checkpoints")
+    if not request.start_anew:
+        refuse_other_training(folder, request.model)
     checkpoint = None if request.start_anew else store.last()
     if checkpoint is not None:
-        other_model = model_differences(checkpoint["model_config"], request.model)
-        if other_model:
-            raise UserError(
-                f"{shown_path(store.folder)} holds checkpoints of another model ({'; '.join(other_model)});"
-                " choose another name for this experiment, or set them aside and start anew with --force"
-            )
         changes = list(differences(checkpoint["identity"], request.identity))
         if not changes:
             store.prune(checkpoint["best"])
@@ -50,6 +46,35 @@ def prepare_run_folder(request: TrainingRequest, say: Callable[[str], None]) -> 
     return None
 
 
+def refuse_other_training(folder: Path, model: dict[str, Any]) -> None:
+    """Raise a UserError where a run folder holds a training of another model.
+
+    Args:
+        folder: the run folder.
+        model: `architecture` and what is known of the fields of the model's configuration.
+    """
+    other_model = model_differences(_trained_model(folder), model)
+    if other_model:
+        raise UserError(
+            f"{shown_path(folder)} holds a training of another model ({'; '.join(other_model)});"
+            " choose another name for this experiment, or set it aside and start anew with --force"
+        )
+
+
+def _trained_model(folder: Path) -> dict[str, Any]:
+    """The configuration of the model that a run folder holds; empty where there is none, or it is being set aside.
+
+    The file of a finished model is read before a checkpoint, for which torch would have to be imported.
+    """
+    if _aside(folder).exists():
+        return {}
+    config = read_json(folder / "model" / "config.json")
+    if isinstance(config, dict) and "model_type" in config:
+        return {**config, "architecture": str(config["model_type"]).removeprefix("retlab_")}
+    checkpoint = CheckpointStore(folder / "checkpoints").last() or {"model_config": {}}
+    return dict(checkpoint["model_config"])
+
+
 def refuse_other_model(checkpoint: dict[str, Any], model_config: dict[str, Any], path: Path) -> None:
     """Raise a UserError unless the checkpoint is of this model."""
     differences = model_differences(checkpoint["model_config"], model_config)
@@ -57,12 +82,17 @@ def refuse_other_model(checkpoint: dict[str, Any], model_config: dict[str, Any],
         raise UserError(f"{shown_path(path)} is a checkpoint of another model: {'; '.join(differences)}")
 
 
+def _aside(folder: Path) -> Path:
+    """Where an earlier training goes while it is set aside."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
 def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
     """Move an earlier training to the first free of <folder>.1, <folder>.2, ...; a killed move is finished.
 
     What never came to a checkpoint is nothing to keep, and is written over.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = _aside(folder)
     if not partial.exists() and not CheckpointStore(folder / "checkpoints").steps() and not (folder / "model").exists():
         return
     partial.mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ from retlab.models.kernel_choice import run_on
 from retlab.progress import Progress, progress
 from retlab.section import shown_path
 from retlab.training.checkpoints import CheckpointStore
+from retlab.training.dilation import dilation_notes
 from retlab.training.hardware import Hardware, choose_hardware, set_threads
 from retlab.training.initial_weights import load_initial_weights
 from retlab.training.kernels import keeps_documents_apart, micro_batch_size, training_kernels
@@ -95,11 +96,12 @@ def train(
     # Once for all processes: a measured choice could differ from one to the next.
     choices = training_kernels(fields, request.data, section, hardware, measure=True)
     kernels = {choice.mixer: choice.kernel.name for choice in choices if choice.kernel is not None}
+    lines = [choice.line for choice in choices] + dilation_notes(fields, request.data.sequence_length)
     request = request.model_copy(update={"kernels": kernels})
     checkpoint = prepare_run_folder(request, say)
     on_start()
     with helper_processes(section.devices - 1, request.model_dump_json()):
-        return _train(request, hardware, checkpoint, [choice.line for choice in choices], say, stop_requested)
+        return _train(request, hardware, checkpoint, lines, say, stop_requested)
 
 
 def model_config(request: TrainingRequest) -> ModelConfig:
@@ -125,11 +127,11 @@ def _train(
     request: TrainingRequest,
     hardware: Hardware,
     checkpoint: dict[str, Any] | None,
-    kernels: list[str],
+    lines: list[str],
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> TrainingResult:
-    """What every process of the training does; `kernels` are the lines that say what mixers run on."""
+    """What every process of the training does; `lines` say what mixers run on, and what they make no use of."""
     batches, validation = _loaders(request)
     total_steps = _total_steps(request, batches)
     module = _module(request, hardware, total_steps, checkpoint is None)
@@ -146,7 +148,7 @@ def _train(
         f"{parameters:,} parameters, {total_steps:,} steps of {request.train.batch_size} windows of"
         f" {request.data.sequence_length} tokens, {batches.steps_per_epoch:,} steps an epoch; {hardware}"
     )
-    for line in kernels:
+    for line in lines:
         say(line)
     with contextlib.ExitStack() as stack, memory_errors(lambda: _too_large(request, module)):
         loop = TrainingLoop(
