@@ -67,6 +67,13 @@ def _with_gradients(function, inputs, real):
     return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
 
 
+@pytest.fixture(params=["pairs", "branches"])
+def way(request, monkeypatch):
+    """All pairs at once, or branch by branch."""
+    monkeypatch.setattr("retlab.mixers.dilated_pairs.CHEAP_PAIRS", {"pairs": 10**9, "branches": 0}[request.param])
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     ("branches", "tokens", "layout"),
     [
@@ -101,6 +108,7 @@ def _masked(q, k, v, branches, segment_ids):
     return scores.softmax(-1).nan_to_num(0.0) @ v
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("layout", ["none", "plain", "mixed"])
 @pytest.mark.parametrize("scale", [1, 30])
 def test_long_segments_in_blocks(layout, scale):
@@ -117,6 +125,7 @@ def test_long_segments_in_blocks(layout, scale):
     assert relative_error(out * real, expected) < 2e-6 * scale
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("layout", ["none", "documents", "mixed"])
 @pytest.mark.parametrize("segment_length", [200, 10_000])
 def test_one_segment_over_everything_is_ordinary_attention(layout, segment_length):
@@ -136,6 +145,7 @@ def test_one_segment_over_everything_is_ordinary_attention(layout, segment_lengt
         assert relative_error(mine, expected) < 1e-5
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("branches", BRANCHES)
 @pytest.mark.parametrize("layout", ["none", "left", "documents", "mixed"])
 def test_pieces_of_any_size(branches, layout):
@@ -206,6 +216,7 @@ def test_work_and_memory_grow_linearly(documents):
     assert 3.9 < memory[1] / memory[0] < 4.1
 
 
+@pytest.mark.usefixtures("way")
 def test_a_token_that_no_branch_gives_to_a_head_gets_zero_from_it():
     q, k, v = _inputs(12)
     out, _ = dilated_attention(q, k, v, [Branch(8, 2)])

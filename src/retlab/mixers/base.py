@@ -14,6 +14,10 @@ A mixer maps hidden states to hidden states of the same shape, for any number of
   mixer's state has a fixed shape; attention's keys and values grow by one slot per token, dilated attention's up to
   its longest segment. A mixer that does not look at other tokens has no state and returns None.
 
+A mixer for which the documents of a piece take some preparing names its kind of `layout_kind`: the body calls `layout`
+once for all its blocks of that kind, and hands them what it returns as a fifth argument, `layout`. Without it they
+prepare for themselves.
+
 Feeding a sequence in pieces, each with the state that the piece before returned, gives the outputs of one call.
 The output at padding is finite and means nothing.
 
@@ -21,7 +25,7 @@ Generation feeds pieces of real tokens of the open document through `advance`, w
 one: the same work on the same memory every time, so that a GPU can record it once and play it back.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +64,18 @@ class Mixer(nn.Module):
 
     kernel: Callable[..., Any] | None = None
     """A function of another package to run on wherever it can; see `kernels`."""
+
+    @property
+    def layout_kind(self) -> Hashable | None:
+        """What decides, beside its arguments, what `layout` returns; None where there is nothing to prepare."""
+        return None
+
+    def layout(self, hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: MixerState) -> Any:
+        """What the padding and the documents of a piece mean to this mixer; the values of `hidden` are not looked at.
+
+        The same for all mixers of its kind, each with the state of its own that the piece before left.
+        """
+        raise NotImplementedError
 
     def set_form(self, form: str | None) -> None:
         """Compute one of `forms` from now on, or choose by the length again with None."""

@@ -8,7 +8,7 @@ whose branches all drop a token has the output zero there, which a branch of rat
 the number of heads is refused, because some tokens would be dropped by every head.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from .base import Misfit, refuse
-from .dilated_slots import Branch, TokenOrder, branch_slots, head_offsets, token_order
+from .dilated_layout import Layout, layout_of
+from .dilated_pairs import attend_to_pairs, suits_pairs
+from .dilated_slots import Branch, branch_slots
 from .dilated_state import DilatedState, next_state, one_more_token, past_of, take_tokens
 from .heads import AttentionHeads
 from .rotary import Rotation
@@ -81,9 +83,28 @@ class DilatedAttention(AttentionHeads):
         rotation: Rotation | None,
         segment_ids: torch.Tensor | None = None,
         state: DilatedState | None = None,
+        layout: Layout | None = None,
     ) -> tuple[torch.Tensor, DilatedState]:
-        out, new_state = dilated_attention(*self.project(hidden, rotation), self.branches, segment_ids, state)
+        qkv = self.project(hidden, rotation)
+        out, new_state = dilated_attention(*qkv, self.branches, segment_ids, state, layout)
         return self.merge(out), new_state
+
+    @property
+    def layout_kind(self) -> Hashable:
+        """Heads and branches."""
+        return (self.num_heads, *self.branches)
+
+    def layout(
+        self, hidden: torch.Tensor, segment_ids: torch.Tensor | None, state: DilatedState | None
+    ) -> Layout | None:
+        """Order of the tokens and which of them meet; None where that is not worth sharing."""
+        rows, tokens = hidden.shape[:2]
+        if state is None:
+            past = None
+            shared = segment_ids is not None or suits_pairs(hidden.device, rows, self.num_heads, tokens, self.branches)
+        else:
+            past, shared = state.place, tokens > 1
+        return layout_of(hidden, self.num_heads, self.branches, segment_ids, past) if shared else None
 
     @property
     def can_advance(self) -> bool:
@@ -106,20 +127,28 @@ def dilated_attention(
     branches: list[Branch],
     segment_ids: torch.Tensor | None = None,
     state: DilatedState | None = None,
+    layout: Layout | None = None,
 ) -> tuple[torch.Tensor, DilatedState]:
     """The dilated attention of (positioned) queries, keys and values, and the state after the last token.
 
-    q, k, v (batch, heads, tokens, head width) in one floating dtype; `segment_ids` (batch, tokens) int64 as in `base`.
-    Returns (batch, heads, tokens, head width) in the dtype of v. Work and memory are linear in tokens. Softmax is
-    computed in float32 at least, and autocast is left out.
+    q, k, v (batch, heads, tokens, head width) in one floating dtype; `segment_ids` (batch, tokens) int64 as in `base`,
+    and `layout` what they mean here, where that is known. Returns (batch, heads, tokens, head width) in the dtype of v.
+    Work and memory are linear in tokens, but for pieces so short that a square costs less. Softmax is computed in
+    float32 at least, and autocast is left out.
     """
     with torch.autocast(device_type=q.device.type, enabled=False):
         if state is not None and q.shape[2] == 1:
             return one_more_token(q, k, v, branches, segment_ids, state)
-        order = token_order(q.shape[2], segment_ids, None if state is None else state.place, q.device)
-        whole = order.plain and has_flash(q)
-        out = attend_in_whole_segments(q, k, v, branches) if whole else _mix(q, k, v, branches, order, state)
-        return out, next_state(k, v, branches, order, state)
+        if layout is None:
+            place = None if state is None else state.place
+            layout = layout_of(q.transpose(1, 2), q.shape[1], branches, segment_ids, place)
+        if layout.pairs is not None:
+            out = attend_to_pairs(q, k, v, layout.pairs)
+        elif layout.order.plain and has_flash(q):
+            out = attend_in_whole_segments(q, k, v, branches)
+        else:
+            out = _mix(q, k, v, branches, layout, state)
+        return out, next_state(k, v, branches, layout.order, state)
 
 
 def _mix(
@@ -127,19 +156,15 @@ def _mix(
     k: torch.Tensor,
     v: torch.Tensor,
     branches: list[Branch],
-    order: TokenOrder,
+    layout: Layout,
     state: DilatedState | None,
 ) -> torch.Tensor:
     """One softmax over what every token reads: itself, once per branch that kept it, and what came before it."""
     heads, tokens, width = q.shape[1:]
-    offsets = head_offsets(heads, q.device)
-    itself = (widened(q) * widened(k)).sum(-1) * width**-0.5
-    place = order.own_place[:, None]
-    keeping = torch.stack([place % segment % ratio == offsets % ratio for segment, ratio in branches]).sum(0)
-    itself = itself + keeping.to(itself.dtype).log()
+    itself = (widened(q) * widened(k)).sum(-1) * width**-0.5 + layout.times
+    slots_of_branches = layout.slots or [branch_slots(layout.order, branch, heads) for branch in branches]
     totals, earlier = [itself], []
-    for branch, past in zip(branches, past_of(branches, heads, state), strict=True):
-        slots = branch_slots(order, branch, heads)
+    for branch, slots, past in zip(branches, slots_of_branches, past_of(branches, heads, state), strict=True):
         out, total = attend_in_blocks(
             take_tokens(q, slots.reader),
             take_tokens(k, slots.writer),

@@ -4,9 +4,9 @@ Nothing here knows which mixers it holds: it passes them hidden states, position
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -114,8 +114,10 @@ class Block(nn.Module):
         segment_ids: torch.Tensor | None,
         state: MixerState,
         keep_state: bool,
+        layout: Any = None,
     ) -> tuple[torch.Tensor, MixerState]:
-        out, state = self.mixer(self.norm(hidden), rotation, segment_ids, state)
+        prepared = () if layout is None else (layout,)
+        out, state = self.mixer(self.norm(hidden), rotation, segment_ids, state, *prepared)
         return hidden + F.dropout(out, self.dropout, self.training), state if keep_state else None
 
     def advance(
@@ -153,6 +155,7 @@ class Body(nn.Module):
         # Rotations cost little, and much if every block computes its own.
         kinds: list[Frequencies | None] = [block.mixer.frequencies for block in stack]
         self.frequencies = [kind for kind in dict.fromkeys(kinds) if kind is not None]
+        self.layout_kinds = [block.mixer.layout_kind for block in stack]
         self.rotation_of_block = [None if kind is None else self.frequencies.index(kind) for kind in kinds]
 
     def forward(
@@ -180,9 +183,14 @@ class Body(nn.Module):
         hidden = F.dropout(embeddings, self.dropout, self.training)
         seen = [hidden]
         new_states: States = []
-        for index, (block, turned_by) in enumerate(zip(self.blocks, self.rotation_of_block, strict=True)):
+        layouts: dict[Hashable, Any] = {None: None}
+        stack = zip(self.blocks, self.rotation_of_block, self.layout_kinds, strict=True)
+        for index, (block, turned_by, kind) in enumerate(stack):
             turn = None if turned_by is None else rotations[turned_by]
-            hidden, state = block(hidden, turn, segment_ids, states[index] if states else None, keep_states)
+            state = states[index] if states else None
+            if kind not in layouts:
+                layouts[kind] = cast(Block, block).mixer.layout(hidden, segment_ids, state)
+            hidden, state = block(hidden, turn, segment_ids, state, keep_states, layouts[kind])
             new_states.append(state)
             if output_hidden_states and (index + 1) % self.blocks_per_layer == 0:
                 seen.append(hidden)
