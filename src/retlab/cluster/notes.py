@@ -3,8 +3,10 @@
 Together with the queue they say what became of every job, without Slurm's accounting, which many clusters keep off.
 """
 
+import contextlib
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -97,6 +99,17 @@ def read_notes(config: ExperimentConfig, stage: str | None = None) -> list[JobNo
 def read_note(config: ExperimentConfig, job: int) -> JobNote | None:
     """The note of one job."""
     return _read(notes_folder(config) / f"{job}.json", JobNote)
+
+
+def forget(config: ExperimentConfig, notes: Sequence[JobNote]) -> None:
+    """Take away the notes of jobs that were not to be, and what an experiment without jobs has of this."""
+    folder = notes_folder(config)
+    for note in notes:
+        (folder / f"{note.job}.json").unlink(missing_ok=True)
+    if not read_notes(config):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def task_name(job: int, index: int | None) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from retlab.cluster import queue, sbatch
-from retlab.cluster.notes import JobNote, keep_config, notes_folder, read_notes, same_job, task_name, write_note
+from retlab.cluster.notes import JobNote, forget, keep_config, notes_folder, read_notes, same_job, task_name, write_note
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
@@ -108,6 +108,7 @@ def submit_chain(stages: Sequence[Submission], say: Callable[[str], None]) -> li
             say(_announcement(notes[-1]))
     except BaseException as error:
         sbatch.cancel([note.job for note in notes])
+        forget(stages[0].config, notes)
         if isinstance(error, UserError) and notes:
             raise UserError(f"{error}; the jobs before it were cancelled, nothing is left in the queue") from None
         raise
