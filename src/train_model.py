@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import fingerprint
+from retlab.cluster.notes import note_forced, was_forced
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model, vocabulary_size
@@ -51,14 +52,19 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         handles_signals=True,
     )
 
+    def begin() -> None:
+        stage.write_config()
+        if command.force:
+            note_forced(config)
+
     def build(folder: Path) -> dict[str, Any]:
         from retlab.training.export import export_best
         from retlab.training.trainer import train
 
         names = ("train shards", "validation shards", "tokenizer")
         inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
-        request = make_request(config, train_settings(config) | inputs, command.force)
-        result = train(request, say=stage.say, stop_requested=stage.stop_requested, on_start=stage.write_config)
+        request = make_request(config, train_settings(config) | inputs, command.force and not was_forced(config))
+        result = train(request, say=stage.say, stop_requested=stage.stop_requested, on_start=begin)
         stage.volatile.update(result.speed())
         if result.state.stopped_early:
             stage.say(f"stopped early after step {result.state.step:,}: the validation loss no longer falls")

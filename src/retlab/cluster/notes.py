@@ -5,6 +5,7 @@ Together with the queue they say what became of every job, without Slurm's accou
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -122,6 +123,27 @@ def write_start(config: ExperimentConfig, task: str, start: StartNote) -> None:
     folder = notes_folder(config)
     (folder / f"{task}.ended.json").unlink(missing_ok=True)
     write_atomic(folder / f"{task}.started.json", start.model_dump_json(indent=2) + "\n")
+
+
+def _forced(config: ExperimentConfig) -> Path:
+    return notes_folder(config) / f"{os.environ['SLURM_JOB_ID']}.forced"
+
+
+def forget_force(config: ExperimentConfig) -> None:
+    """At the first start of the job around this process: another one may have had its number."""
+    _forced(config).unlink(missing_ok=True)
+
+
+def was_forced(config: ExperimentConfig) -> bool:
+    """Whether the job around this process began anew with --force before it came back: now it goes on."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and _forced(config).exists()
+
+
+def note_forced(config: ExperimentConfig) -> None:
+    """In a job, note that what was there before --force is out of the way."""
+    if "SLURM_JOB_ID" in os.environ:
+        notes_folder(config).mkdir(parents=True, exist_ok=True)
+        _forced(config).touch()
 
 
 def read_start(config: ExperimentConfig, task: str) -> StartNote | None:
