@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from retlab.artifacts import fingerprint
+from retlab.cluster.notes import note_forced, was_forced
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model, vocabulary_size
@@ -58,18 +59,23 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
 
     train_section = allocated(config.train, command.nodes, stage.say)
 
+    def begin() -> None:
+        stage.write_config()
+        if command.force:
+            note_forced(config)
+
     def build(folder: Path) -> dict[str, Any]:
         from retlab.training.export import export_best
         from retlab.training.trainer import train
 
         names = ("train shards", "validation shards", "tokenizer")
         inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
-        request = make_request(config, train_settings(config) | inputs, command.force)
+        request = make_request(config, train_settings(config) | inputs, command.force and not was_forced(config))
         result = train(
             request.model_copy(update={"train": train_section}),
             say=stage.say,
             stop_requested=stage.stop_requested,
-            on_start=stage.write_config,
+            on_start=begin,
             nodes=command.nodes,
         )
         stage.volatile.update(result.speed())

@@ -33,6 +33,8 @@ class StageCommand:
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
     nodes: Nodes = field(default_factory=Nodes)
     "The nodes that srun started the stage on; this is the first one."
+    after: tuple[str, ...] = ()
+    "Words after --, for the scripts that hand them on."
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,10 +60,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parse(
-    arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
+    arguments: Sequence[str],
+    words: Sequence[str],
+    configure: Callable[[argparse.ArgumentParser], None] | None,
+    after: str | None,
 ) -> tuple[ExperimentConfig, StageCommand]:
     names = f" [{' '.join(words)}]" if words else ""
-    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]")
+    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]" + (f" [-- {after}]" if after else ""))
+    handed_on: Sequence[str] = ()
+    if after and "--" in arguments:
+        place = arguments.index("--")
+        arguments, handed_on = arguments[:place], arguments[place + 1 :]
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="the experiment's YAML file")
     rest = "overrides of the configuration, such as train.batch_size=8" + (
         f"; or some of {', '.join(words)}" if words else ""
@@ -79,7 +88,7 @@ def _parse(
     if "=" in str(options.config) and not options.config.exists():
         raise UserError(f"command line: the experiment's YAML file comes first, before {options.config}")
     config = load_config(options.config, [word for word in options.rest if "=" in word])
-    return config, StageCommand(options.force, options.verify, tuple(chosen), options)
+    return config, StageCommand(options.force, options.verify, tuple(chosen), options, tuple(handed_on))
 
 
 @contextlib.contextmanager
@@ -110,6 +119,7 @@ def run_stage(
     words: Sequence[str] = (),
     configure: Callable[[argparse.ArgumentParser], None] | None = None,
     on_other_nodes: Callable[[Step], NoReturn] | None = None,
+    after: str | None = None,
 ) -> NoReturn:
     """Run a stage's `main` for the command line and exit with the stage's code.
 
@@ -119,10 +129,11 @@ def run_stage(
         configure: adds the stage's own options to the parser.
         on_other_nodes: what the stage does on the nodes of a job step other than the first; without it the stage runs
             as one task.
+        after: what the words after -- are, of a script that hands such words on.
     """
     step = current_step()
     if step is None or step.tasks == 1:
-        run_command(lambda: main(*_parse(None, words, configure)), _ADVICE)
+        run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after)), _ADVICE)
     if on_other_nodes is None or not step.one_task_a_node:
         # The first task speaks for all, and srun ends with its code.
         run_command(lambda: None if step.rank else _refuse(step, on_other_nodes is not None), _ADVICE)
@@ -133,7 +144,7 @@ def run_stage(
     def work() -> None:
         nonlocal nodes
         nodes = Nodes(step)
-        config, command = _parse(None, words, configure)
+        config, command = _parse(sys.argv[1:], words, configure, after)
         main(config, replace(command, nodes=nodes))
 
     try:
