@@ -20,6 +20,7 @@ from retlab.config_model import resolve_model, vocabulary_size
 from retlab.section import shown_path
 from retlab.slurm_step import Step
 from retlab.stage import Stage
+from retlab.training.allocation import allocated
 from retlab.training.request import TrainingRequest, source_of_weights
 from retlab.upstream import train_settings
 
@@ -54,8 +55,6 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         volatile_files=["README.md"],
         handles_signals=True,
     )
-
-    from retlab.training.allocation import allocated
 
     train_section = allocated(config.train, command.nodes, stage.say)
 
