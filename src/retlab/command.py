@@ -31,10 +31,10 @@ class StageCommand:
     verify: bool = False
     words: tuple[str, ...] = ()
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
-    nodes: Nodes = field(default_factory=Nodes)
-    "The nodes that srun started the stage on; this is the first one."
     after: tuple[str, ...] = ()
     "Words after --, for the scripts that hand them on."
+    nodes: Nodes = field(default_factory=Nodes)
+    "The nodes that srun started the stage on; this is the first one."
 
 
 class Parser(argparse.ArgumentParser):
