@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from retlab.config import ExperimentConfig, load_config
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.nodes import Nodes
 from retlab.section import shown_path
+from retlab.slurm_step import START, Step, current_step
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which a stage saves what it can and leaves."""
@@ -29,6 +32,10 @@ class StageCommand:
     words: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
+    after: tuple[str, ...] = ()
+    "Words after --, for the scripts that hand them on."
+    nodes: Nodes = field(default_factory=Nodes)
+    "The nodes that srun started the stage on; this is the first one."
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,10 +61,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parse(
-    arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
+    arguments: Sequence[str],
+    words: Sequence[str],
+    configure: Callable[[argparse.ArgumentParser], None] | None,
+    after: str | None,
 ) -> tuple[ExperimentConfig, StageCommand]:
     names = f" [{' '.join(words)}]" if words else ""
-    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]")
+    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]" + (f" [-- {after}]" if after else ""))
+    handed_on: Sequence[str] = ()
+    if after and "--" in arguments:
+        place = arguments.index("--")
+        arguments, handed_on = arguments[:place], arguments[place + 1 :]
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="the experiment's YAML file")
     rest = "overrides of the configuration, such as train.batch_size=8" + (
         f"; or some of {', '.join(words)}" if words else ""
@@ -76,7 +90,7 @@ def _parse(
         raise UserError(f"command line: the experiment's YAML file comes first, before {options.config}")
     overrides = tuple(word for word in options.rest if "=" in word)
     config = load_config(options.config, overrides)
-    return config, StageCommand(options.force, options.verify, tuple(chosen), overrides, options)
+    return config, StageCommand(options.force, options.verify, tuple(chosen), overrides, options, tuple(handed_on))
 
 
 @contextlib.contextmanager
@@ -106,6 +120,8 @@ def run_stage(
     *,
     words: Sequence[str] = (),
     configure: Callable[[argparse.ArgumentParser], None] | None = None,
+    on_other_nodes: Callable[[Step], NoReturn] | None = None,
+    after: str | None = None,
 ) -> NoReturn:
     """Run a stage's `main` for the command line and exit with the stage's code.
 
@@ -113,8 +129,42 @@ def run_stage(
         main: the stage.
         words: further words that may follow CONFIG, such as the splits.
         configure: adds the stage's own options to the parser.
+        on_other_nodes: what the stage does on the nodes of a job step other than the first; without it the stage runs
+            as one task.
+        after: what the words after -- are, of a script that hands such words on.
     """
-    run_command(lambda: main(*_parse(None, words, configure)), "run the same command again to continue")
+    step = current_step()
+    if step is None or step.tasks == 1:
+        run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after)), _ADVICE)
+    if on_other_nodes is None or not step.one_task_a_node:
+        # The first task speaks for all, and srun ends with its code.
+        run_command(lambda: None if step.rank else _refuse(step, on_other_nodes is not None), _ADVICE)
+    if step.rank != 0:
+        run_command(partial(on_other_nodes, step), _ADVICE)
+    nodes: Nodes | None = None
+
+    def work() -> None:
+        nonlocal nodes
+        nodes = Nodes(step)
+        config, command = _parse(sys.argv[1:], words, configure, after)
+        main(config, replace(command, nodes=nodes))
+
+    try:
+        run_command(work, _ADVICE)
+    except SystemExit as leaving:
+        if nodes is not None:
+            nodes.end(leaving.code if isinstance(leaving.code, int) else EXIT_OK)
+        raise
+
+
+_ADVICE = "run the same command again to continue"
+
+
+def _refuse(step: Step, takes_nodes: bool) -> NoReturn:
+    what = f"srun started {step.tasks} tasks on {step.nodes} {'node' if step.nodes == 1 else 'nodes'}"
+    if takes_nodes:
+        raise UserError(f"{what}, but a training is one task on each node and starts its own processes there: {START}")
+    raise UserError(f"{what}, but this stage runs as one: start it without srun, or with srun --nodes=1 --ntasks=1")
 
 
 def run_command(work: Callable[[], None], advice: str) -> NoReturn:

@@ -39,21 +39,24 @@ def _lengths(config: "ExperimentConfig") -> Iterator[Problem]:
 
 def _batches(config: "ExperimentConfig") -> Iterator[Problem]:
     train = config.train
-    keys = (("train", "batch_size"), ("train", "devices"))
-    if train.batch_size % train.devices:
+    # A number that Slurm gives may be any: processes then share a batch out as evenly as it goes.
+    processes = train.processes if train.devices else 1
+    nodes = f" times num_nodes {train.num_nodes}" if train.devices and train.num_nodes else ""
+    keys = (("train", "batch_size"), ("train", "devices"), ("train", "num_nodes"))
+    if train.batch_size % processes:
         yield Problem(
             ("train", "batch_size"),
-            f"found {train.batch_size}, which the {train.devices} processes of train.devices do not divide;"
-            f" take {_nearest_multiples(train.batch_size, train.devices)}, or other devices",
+            f"found {train.batch_size}, which the {processes} processes of train.devices{nodes} do not divide;"
+            f" take {_nearest_multiples(train.batch_size, processes)}, or other devices",
             keys,
         )
-    elif train.micro_batch_size and train.batch_size % (train.micro_batch_size * train.devices):
-        together = train.micro_batch_size * train.devices
+    elif train.micro_batch_size and train.batch_size % (train.micro_batch_size * processes):
+        together = train.micro_batch_size * processes
+        devices = f" times devices {train.devices}" if train.devices else ""
         yield Problem(
             ("train", "batch_size"),
-            f"found {train.batch_size}, no multiple of micro_batch_size {train.micro_batch_size}"
-            f" times devices {train.devices}; take {_nearest_multiples(train.batch_size, together)},"
-            " or another micro_batch_size",
+            f"found {train.batch_size}, no multiple of micro_batch_size {train.micro_batch_size}{devices}{nodes};"
+            f" take {_nearest_multiples(train.batch_size, together)}, or another micro_batch_size",
             (*keys, ("train", "micro_batch_size")),
         )
 
