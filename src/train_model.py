@@ -57,6 +57,8 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     )
 
     train_section = allocated(config.train, command.nodes, stage.say)
+    if command.nodes.count > 1 and config.emissions.enabled:
+        stage.say("energy is measured on the first node alone")
 
     def begin() -> None:
         stage.write_config()

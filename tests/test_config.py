@@ -247,6 +247,7 @@ def test_missing_folder_binary_and_unreadable_files(tmp_path: Path) -> None:
         ("tokenizer: {vocab_size: 500}\nmodel: {architecture: retnet, vocab_size: 400}", "model.vocab_size"),
         ("train: {batch_size: 6, micro_batch_size: 4}", "train.batch_size"),
         ("train: {batch_size: 3, devices: 2}", "train.batch_size"),
+        ("train: {batch_size: 6, devices: 2, num_nodes: 2}", "train.batch_size"),
         ("train: {max_steps: 3, max_tokens: 4}", "train"),
         ("data: {splits: {train: 0.5}}", "data.splits"),
         ("model: {architecture: retnet, hidden_size: 30, num_attention_heads: 4}", "model"),
