@@ -44,7 +44,7 @@ class Submission:
     @property
     def num_nodes(self) -> int:
         """Nodes of a training."""
-        return getattr(self.config.train, "num_nodes", 1)
+        return self.config.train.num_nodes or 1
 
     def command(self, dependency: Sequence[str] = ()) -> list[str]:
         """The words for sbatch that are no options of the configuration: name, log, array, then the script."""
