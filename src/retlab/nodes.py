@@ -22,6 +22,8 @@ GATHER_SECONDS = 300.0
 LINGER_SECONDS = 20.0
 """How long a first node that has failed early waits for the others to come and hear of it."""
 
+_KEPT: "list[Connection]" = []
+
 
 class Connection:
     """Lines of JSON to and from another node."""
@@ -100,6 +102,8 @@ class Nodes:
             self.gather(LINGER_SECONDS)
         for node in self.others:
             node.connection.send({"end": code})
+        # The system closes them when this process is gone, for which the others wait.
+        _KEPT.extend(node.connection for node in self.others)
 
     def _next(self, seconds: float) -> OtherNode | None:
         assert self._step is not None

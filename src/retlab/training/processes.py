@@ -125,9 +125,11 @@ class _Failure(NamedTuple):
             return self.said
         if self.code > 0:
             return f"{self.who} of the training failed; the lines above say why"
-        name = signal.Signals(-self.code).name
-        cause = f"was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
-        return f"{self.who} of the training {cause if self.code else 'is gone'}; {GO_ON}"
+        how = "is gone"
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            how = f"was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+        return f"{self.who} of the training {how}; {GO_ON}"
 
 
 @contextlib.contextmanager
