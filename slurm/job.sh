@@ -93,7 +93,7 @@ _finish() {
   if [ "$job_code" = 0 ]; then
     _note_end 0 "done"
   elif [ "$job_told" = TERM ]; then
-    _say "told to end: what was done is saved, and the job does not go back into the queue"
+    _say "told to end (scancel, the time limit, or a requeue that was not the job's own): what was done is saved"
     _note_end "$job_code" "told to end"
   elif [ "$job_told" != USR1 ] || [ "$job_code" = 2 ]; then
     _note_end "$job_code" failed
