@@ -15,8 +15,8 @@ from retlab.memory import memory_errors
 from retlab.sweep.grid import Trial
 from retlab.sweep.similarity import Pair, Similarity
 
-LOGITS_AT_ONCE = 2**24
-"""Most logits of a model in float32 at a time (64 MiB, and twice that for the sum in float64)."""
+LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
+"""Most logits of a model in float32 at a time: what a CPU's cache holds, and 64 MiB on a GPU."""
 
 Batch = dict[str, torch.Tensor]
 
@@ -104,7 +104,7 @@ def compare_predictions(
     words = {models[name].model.lm_head.out_features for name in names}
     if len(words) > 1:
         raise UserError(f"their vocabularies have {' and '.join(f'{size:,}' for size in sorted(words))} tokens")
-    rows = max(1, LOGITS_AT_ONCE // words.pop())
+    rows = max(1, LOGITS_AT_ONCE[models[names[0]].device.type] // words.pop())
     sums = {pair: np.zeros(2) for pair in pairs}
     tokens = 0
     with torch.inference_mode():

@@ -135,8 +135,8 @@ def _grounds(group: list[Versus]) -> str:
 
 
 def _range(values: list[float], form: str) -> str:
-    mean = format(sum(values) / len(values), form)
-    return mean if len(values) == 1 else f"{format(min(values), form)} to {format(max(values), form)}, mean {mean}"
+    low, mean, high = (format(value, form) for value in (min(values), sum(values) / len(values), max(values)))
+    return mean if low == high else f"{low} to {high}, mean {mean}"
 
 
 def _problems(comparison: Comparison) -> Iterator[str]:
