@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retlab.cluster_settings import ClusterSection
 from retlab.data.parallel import on_cluster
@@ -66,16 +66,14 @@ def _running_cluster(address: str, say: Callable[[str], None]) -> Iterator[Remot
     with client:
         _check_scheduler(client, address)
         name = f"the Dask cluster at {address}"
-        workers = Presence(
-            client, f"{name} has had no worker for {_WORKER_SECONDS} s; start some with dask worker {address}"
-        )
+        absent = f"{name} has had no worker for {_WORKER_SECONDS} s; start some with dask worker {address}"
         say(f"on {name}, {len(client.nthreads())} workers; their energy is not measured")
         yield Remote(client, name, "their own logs", _Presence(client, absent).check)
 
 
 def _check_scheduler(client: "Client", address: str) -> None:
     """Raise a UserError where the scheduler is of another version, which ends in errors that say nothing."""
-    versions = client.get_versions()
+    versions: Any = client.get_versions()
     found, own = (
         {key: versions[who]["packages"].get(key) for key in ("dask", "distributed")} for who in ("scheduler", "client")
     )

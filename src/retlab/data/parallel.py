@@ -18,14 +18,14 @@ _remote: Remote | None = None
 
 
 @contextlib.contextmanager
-def on_cluster(remote: Remote) -> Iterator[None]:
-    """Inside the block `run_tasks` uses the workers of a Dask cluster."""
+def on_cluster(remote: Remote | None) -> Iterator[None]:
+    """Inside the block `run_tasks` uses the workers of a Dask cluster, or the threads of this machine."""
     global _remote
-    _remote = remote
+    before, _remote = _remote, remote
     try:
         yield
     finally:
-        _remote = None
+        _remote = before
 
 
 def is_remote() -> bool:
