@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv and install the pinned requirements into it; quick when that is done already.
 #   bash scripts/setup_environment.sh [test]
-# With `test`, what the tests and linters need is installed too. PYTHON chooses the interpreter.
+# With `test`, what the tests and linters need is installed too: for root also Debian's Slurm, without which the tests
+# that run a private one are skipped. PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -34,8 +35,18 @@ PY
   fi
 }
 
+install_slurm() {
+  if { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then return; fi
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return; fi
+  printf 'installing slurm-wlm and munge for the tests\n'
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+  { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends slurm-wlm munge; } </dev/null >/dev/null ||
+    printf 'note: apt-get could not install slurm-wlm and munge; the tests that need them are skipped\n' >&2
+}
+
 # What is installed is remembered by the content of the requirement files, so that a changed pin is installed.
 kind=${1:-run}
+[ "$kind" != test ] || install_slurm
 wanted_run=$(sha256sum < requirements.txt)
 wanted_test=$(cat requirements.txt tests/requirements.txt | sha256sum)
 wanted=wanted_$kind

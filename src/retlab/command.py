@@ -28,6 +28,8 @@ class StageCommand:
     verify: bool = False
     words: tuple[str, ...] = ()
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
+    after: tuple[str, ...] = ()
+    "Words after --, for the scripts that hand them on."
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,10 +55,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parse(
-    arguments: Sequence[str] | None, words: Sequence[str], configure: Callable[[argparse.ArgumentParser], None] | None
+    arguments: Sequence[str],
+    words: Sequence[str],
+    configure: Callable[[argparse.ArgumentParser], None] | None,
+    after: str | None,
 ) -> tuple[ExperimentConfig, StageCommand]:
     names = f" [{' '.join(words)}]" if words else ""
-    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]")
+    parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]" + (f" [-- {after}]" if after else ""))
+    handed_on: Sequence[str] = ()
+    if after and "--" in arguments:
+        place = arguments.index("--")
+        arguments, handed_on = arguments[:place], arguments[place + 1 :]
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="the experiment's YAML file")
     rest = "overrides of the configuration, such as train.batch_size=8" + (
         f"; or some of {', '.join(words)}" if words else ""
@@ -74,7 +83,7 @@ def _parse(
     if "=" in str(options.config) and not options.config.exists():
         raise UserError(f"command line: the experiment's YAML file comes first, before {options.config}")
     config = load_config(options.config, [word for word in options.rest if "=" in word])
-    return config, StageCommand(options.force, options.verify, tuple(chosen), options)
+    return config, StageCommand(options.force, options.verify, tuple(chosen), options, tuple(handed_on))
 
 
 @contextlib.contextmanager
@@ -104,6 +113,7 @@ def run_stage(
     *,
     words: Sequence[str] = (),
     configure: Callable[[argparse.ArgumentParser], None] | None = None,
+    after: str | None = None,
 ) -> NoReturn:
     """Run a stage's `main` for the command line and exit with the stage's code.
 
@@ -111,8 +121,9 @@ def run_stage(
         main: the stage.
         words: further words that may follow CONFIG, such as the splits.
         configure: adds the stage's own options to the parser.
+        after: what the words after -- are, of a script that hands such words on.
     """
-    run_command(lambda: main(*_parse(None, words, configure)), "run the same command again to continue")
+    run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after)), "run the same command again to continue")
 
 
 def run_command(work: Callable[[], None], advice: str) -> NoReturn:

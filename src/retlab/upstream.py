@@ -61,10 +61,15 @@ def outdated(config: ExperimentConfig, stage: str, inputs: list[Path]) -> list[s
         manifest = read_manifest(folder)
         if manifest is None or (name == "tokenize_data" and folder not in inputs):
             continue
-        found = _differences(manifest, config, name) or list(_other_parents(manifest))
+        found = changes_of(config, name, manifest)
         if found:
             lines.append(f"note: {shown_path(folder)} was made {', '.join(found)}; to change that, run {script(name)}")
     return lines
+
+
+def changes_of(config: ExperimentConfig, stage: str, manifest: dict[str, Any]) -> list[str]:
+    """How what a stage left differs from what this configuration would make, in parts of a sentence."""
+    return _differences(manifest, config, stage) or list(_other_parents(manifest))
 
 
 def _folders_before(config: ExperimentConfig, stage: str) -> Iterator[tuple[str, Path]]:

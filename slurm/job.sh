@@ -1,0 +1,144 @@
+# Sourced by the numbered scripts: run_as_job STAGE "$@" submits the stage, or runs it within the job that is there.
+# In a job of sbatch, USR1 (which comes cluster.signal_seconds before the time limit) makes the stage save and leave
+# and the job go back into the queue; TERM (scancel) makes it save and leave for good.
+
+job_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+job_told=${job_told:-}
+job_child=
+
+_hand_on() {
+  job_told=$1
+  [ -n "$job_child" ] || return 0
+  # srun ends its tasks by force at a TERM; at a USR1 it hands it on, and the stage does the same at both.
+  if [ "$job_nodes" -gt 1 ]; then kill -USR1 "$job_child"; else kill -"$1" "$job_child"; fi 2>/dev/null || true
+}
+
+_say() { printf '[slurm %s] %s\n' "$job_task" "$*"; }
+
+# Wait for the child to its end: a signal ends the wait and not the child.
+_wait() {
+  local code
+  while :; do
+    job_code=0
+    wait "$job_child" || job_code=$?
+    kill -0 "$job_child" 2>/dev/null || break
+  done
+  # Its code, should it have ended while a signal was looked at; 127 where it was told already.
+  code=0
+  wait "$job_child" 2>/dev/null || code=$?
+  [ "$code" = 127 ] || job_code=$code
+  job_child=
+}
+
+_load_modules() {
+  [ "$#" -gt 0 ] || return 0
+  local file
+  for file in "${MODULESHOME:-/usr/share/modules}/init/bash" "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash" \
+    /etc/profile.d/modules.sh /etc/profile.d/lmod.sh; do
+    if [ "$(type -t module)" = function ]; then break; fi
+    if [ -r "$file" ]; then . "$file"; fi
+  done
+  if [ "$(type -t module)" != function ]; then
+    echo "error: cluster.modules asks for $*, and there is no module command on $(hostname); install it or take them out" >&2
+    return 2
+  fi
+  local name
+  for name; do
+    if ! module load "$name"; then
+      echo "error: module load $name failed on $(hostname) (cluster.modules); module avail lists what there is" >&2
+      return 2
+    fi
+  done
+}
+
+# What the configuration says about this job, of which the job's notes are written too.
+_enter() {
+  local answer kind
+  answer=$(mktemp) || return
+  bash "$job_root/scripts/run_stage.sh" enter_job "$job_stage" "$@" > "$answer" &
+  job_child=$!
+  _wait
+  while IFS= read -r -d '' kind && IFS= read -r -d '' value; do
+    case $kind in
+      notes) job_notes=$value ;;
+      requeues) job_requeues=$value ;;
+      module) job_modules+=("$value") ;;
+      variable) job_variables+=("$value") ;;
+      word) job_words+=("$value") ;;
+    esac
+  done < "$answer"
+  rm -f "$answer"
+  return "$job_code"
+}
+
+_run() {
+  local launcher=()
+  if [ "$job_nodes" -gt 1 ]; then
+    launcher=(srun --ntasks-per-node=1 --kill-on-bad-exit=1)
+    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || launcher+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+  fi
+  env "${job_variables[@]}" "${launcher[@]}" bash "$job_root/scripts/run_stage.sh" "$job_stage" "${job_words[@]}" &
+  job_child=$!
+  _wait
+}
+
+_note_end() {
+  [ -n "$job_notes" ] || return 0
+  printf '{"code": %d, "outcome": "%s", "ended": "%s"}\n' "$1" "$2" "$(date -u +%FT%T+00:00)" \
+    > "$job_notes/.$job_task.ended" && mv "$job_notes/.$job_task.ended" "$job_notes/$job_task.ended.json"
+}
+
+_finish() {
+  local restarts=${SLURM_RESTART_COUNT:-0} refusal
+  if [ "$job_code" = 0 ]; then
+    _note_end 0 "done"
+  elif [ "$job_told" = TERM ]; then
+    _say "told to end: what was done is saved, and the job does not go back into the queue"
+    _note_end "$job_code" "told to end"
+  elif [ "$job_told" != USR1 ] || [ "$job_code" = 2 ]; then
+    _note_end "$job_code" failed
+  elif [ "$restarts" -ge "$job_requeues" ]; then
+    _say "told to leave, and it went back into the queue $restarts times already" \
+      "(cluster.max_requeues: $job_requeues): it does not go back again; what was done is saved," \
+      "and submitting it again continues"
+    _note_end "$job_code" "no requeue left"
+  else
+    _say "told to leave: back into the queue, requeue $((restarts + 1)) of at most $job_requeues"
+    _note_end "$job_code" requeued
+    # Slurm ends this job as soon as it has put it back.
+    if ! refusal=$(scontrol requeue "$job_task" 2>&1); then
+      _say "error: scontrol requeue $job_task failed: $refusal; what was done is saved," \
+        "and submitting it again continues"
+      _note_end "$job_code" "not requeued: scontrol failed"
+    fi
+  fi
+  exit "$job_code"
+}
+
+run_as_job() {
+  job_stage=$1
+  shift
+  if [ -z "${SLURM_JOB_ID:-}" ]; then
+    exec bash "$job_root/scripts/run_stage.sh" submit_jobs --stage "$job_stage" "$@"
+  fi
+  job_task=$SLURM_JOB_ID job_nodes=1 job_code=0 job_notes='' job_requeues=20
+  job_modules=() job_variables=() job_words=()
+  # Slurm gives the last task of an array the number of the array: alone it would mean all tasks.
+  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job_task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+  trap '_hand_on USR1' USR1
+  trap '_hand_on TERM' TERM
+  # At a terminal the child hears of Ctrl-C itself.
+  trap 'job_told=INT' INT
+  for word; do
+    if [ "$word" = -- ]; then
+      echo "error: words after -- are for sbatch, and this job is there already: put them before the script's name" >&2
+      exit 2
+    fi
+  done
+  _enter "$@" || _finish
+  _load_modules "${job_modules[@]}" || { job_code=$? && _finish; }
+  [ "$job_stage" != train_model ] || job_nodes=${SLURM_JOB_NUM_NODES:-1}
+  # Told to leave before it began, it has nothing to save.
+  if [ -n "$job_told" ]; then job_code=75; else _run; fi
+  _finish
+}

@@ -1,0 +1,168 @@
+"""Stages as jobs: one, or all of them chained."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from retlab.cluster import queue, sbatch
+from retlab.cluster.notes import JobNote, keep_config, notes_folder, read_notes, same_job, task_name, write_note
+from retlab.config import ExperimentConfig
+from retlab.data.settings import SPLITS
+from retlab.errors import UserError
+from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
+
+PIPELINE = [stage for stage in SCRIPTS if stage != "grid_search"]
+"""The stages that are chained, in their order."""
+STAGES = [*PIPELINE, "grid_search"]
+"""All that can be a job."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What one call of sbatch asks for."""
+
+    config: ExperimentConfig
+    stage: str
+    words: Sequence[str] = ()
+    "Words of the stage, such as --force, or the splits to tokenise."
+    given: Sequence[str] = ()
+    "The user's own words for sbatch."
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return f"{self.stage}-{self.config.name}"
+
+    @property
+    def parts(self) -> list[str]:
+        """The splits that an array's tasks tokenise, one each."""
+        chosen = [word for word in self.words if word in SPLITS]
+        return (chosen or list(SPLITS)) if self.stage == "tokenize_data" else []
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of a training."""
+        return getattr(self.config.train, "num_nodes", 1)
+
+    def command(self, dependency: Sequence[str] = ()) -> list[str]:
+        """The words for sbatch that are no options of the configuration: name, log, array, then the script."""
+        folder = str(notes_folder(self.config)).replace("%", "%%")
+        array = [f"--array={','.join(str(SPLITS.index(part)) for part in self.parts)}"] if self.parts else []
+        log = f"{folder}/{self.stage}-{'%A_%a' if self.parts else '%j'}.log"
+        own = [f"--job-name={self.name}", f"--output={log}", f"--chdir={PROJECT_ROOT}"]
+        script = str(PROJECT_ROOT / "slurm" / {"grid_search": "07_grid_search.sh", **SCRIPTS}[self.stage])
+        rest = [word for word in self.words if word not in self.parts]
+        return [*own, "--export=ALL", *array, *dependency, script, str(keep_config(self.config)), *rest]
+
+    @property
+    def log(self) -> str:
+        """The log file's pattern."""
+        return next(word for word in self.command() if word.startswith("--output=")).removeprefix("--output=")
+
+
+def submit_stage(wanted: Submission, dependency: Sequence[str] = ()) -> JobNote:
+    """Submit one stage and leave the note of its job.
+
+    Raises:
+        UserError: it is in the queue already, or sbatch is not here or refuses.
+    """
+    config, stage = wanted.config, wanted.stage
+    # The job finds this checkout whatever script it was started with.
+    os.environ["RETLAB_ROOT"] = str(PROJECT_ROOT)
+    number = sbatch.submit(
+        wanted.command(dependency), stage=stage, cluster=config.cluster, given=wanted.given, num_nodes=wanted.num_nodes
+    )
+    indices = [SPLITS.index(part) for part in wanted.parts]
+    note = JobNote(
+        job=number,
+        name=sbatch.given_value(wanted.given, "--job-name", "-J") or wanted.name,
+        stage=stage,
+        parts=[SPLITS[index] for index in indices],
+        log=wanted.log,
+        config=str(keep_config(config)),
+        words=list(wanted.words),
+        submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    write_note(config, note)
+    return note
+
+
+def submit_chain(stages: Sequence[Submission], say: Callable[[str], None]) -> list[JobNote]:
+    """Submit stages of which each starts when the one before has succeeded, and never if it failed.
+
+    Raises:
+        UserError: one of them cannot be submitted; then none is left in the queue.
+    """
+    refuse_queued(stages[0].config, [wanted.stage for wanted in stages])
+    notes: list[JobNote] = []
+    try:
+        for wanted in stages:
+            dependency = []
+            if notes:
+                dependency = [f"--dependency=afterok:{notes[-1].job}", "--kill-on-invalid-dep=yes"]
+                kept = sbatch.without(wanted.given, "--dependency", "-d")
+                wanted = Submission(wanted.config, wanted.stage, wanted.words, kept)
+            notes.append(submit_stage(wanted, dependency))
+            say(_announcement(notes[-1]))
+    except BaseException as error:
+        sbatch.cancel([note.job for note in notes])
+        if isinstance(error, UserError) and notes:
+            raise UserError(f"{error}; the jobs before it were cancelled, nothing is left in the queue") from None
+        raise
+    for line in _never_startable(stages):
+        say(line)
+    return notes
+
+
+def _never_startable(stages: Sequence[Submission]) -> Iterator[str]:
+    """What Slurm says against jobs that wait for others; of the first job it says it in the queue."""
+    asked = {tuple(sbatch.options(stages[0].config.cluster, stages[0].stage, stages[0].num_nodes))}
+    for wanted in stages[1:]:
+        options = tuple(sbatch.options(wanted.config.cluster, wanted.stage, wanted.num_nodes))
+        if options in asked:
+            continue
+        asked.add(options)
+        said = sbatch.unstartable(
+            wanted.command(), stage=wanted.stage, cluster=wanted.config.cluster, given=wanted.given,
+            num_nodes=wanted.num_nodes,
+        )  # fmt: skip
+        if said:
+            yield f"note: as things are, {wanted.stage} can never start. {said}"
+
+
+def _announcement(note: JobNote) -> str:
+    what = f"job {note.job}" + (f", a task each for {', '.join(note.parts)}" if note.parts else "")
+    folder = shown_path(Path(note.log).parent)
+    return f"submitted {note.stage}: {what}; log {folder}/{Path(note.log).name}"
+
+
+def refuse_queued(config: ExperimentConfig, stages: Sequence[str]) -> None:
+    """Raise a UserError where a stage of this experiment waits or runs already: two would do the same work."""
+    notes = [note for note in read_notes(config) if note.stage in stages]
+    found = queue.jobs([note.job for note in notes]) if notes else []
+    for note in notes:
+        live = [job for job in same_job(note, found) if not job.is_over]
+        if live:
+            raise UserError(
+                f"{note.stage} of {config.name} is in the queue already: job {note.job} is {live[0].state.lower()};"
+                f" wait for it, or take it out with: scancel {note.job}"
+            )
+
+
+def what_waits(notes: Sequence[JobNote]) -> list[str]:
+    """A line for each job that Slurm already says will not start by waiting alone."""
+    found = queue.jobs([note.job for note in notes])
+    lines = {}
+    for note in notes:
+        for job in same_job(note, found):
+            advice = queue.trouble(job.reason) if job.state == "PENDING" else None
+            if advice:
+                lines[note.job] = f"note: job {task_name(job.id, None)} ({note.stage}) waits: {job.reason}: {advice}"
+    return list(lines.values())
+
+
+def scheduler_has_looked(notes: Sequence[JobNote]) -> bool:
+    """Whether the queue gives a reason for all jobs that have not started."""
+    return all(job.state != "PENDING" or job.reason != "None" for job in queue.jobs([note.job for note in notes]))

@@ -1,0 +1,56 @@
+"""Submit stages to Slurm: one of them, or all of them as a chain in which each waits for the one before.
+
+    python src/submit_jobs.py CONFIG [key=value ...] [--from train_model] [-- words for sbatch]
+    python src/submit_jobs.py CONFIG --stage train_model [key=value ...] [--force] [-- words for sbatch]
+
+What the jobs ask for comes from the section cluster of CONFIG; words after -- go to sbatch as they are, and win.
+"""
+
+import argparse
+import time
+
+from retlab.cluster.submission import (
+    PIPELINE,
+    STAGES,
+    Submission,
+    scheduler_has_looked,
+    submit_chain,
+    what_waits,
+)
+from retlab.command import StageCommand, run_stage
+from retlab.config import ExperimentConfig
+from retlab.data.settings import SPLITS
+from retlab.errors import UserError
+
+GRID_SEARCH_OPTIONS = ("retry-failed", "skip-invalid")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this script alone."""
+    parser.add_argument("--stage", choices=STAGES, help="submit this stage alone")
+    parser.add_argument("--from", dest="first", choices=PIPELINE, help="first stage of the chain")
+    for name in GRID_SEARCH_OPTIONS:
+        parser.add_argument(f"--{name}", action="store_true", help="for --stage grid_search")
+
+
+def main(config: ExperimentConfig, command: StageCommand) -> None:
+    """Submit, and say what keeps the jobs waiting."""
+    options = command.options
+    if command.words and options.stage != "tokenize_data":
+        raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
+    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
+    if options.stage == "grid_search":
+        words += [f"--{name}" for name in GRID_SEARCH_OPTIONS if getattr(options, name.replace("-", "_"))]
+    names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
+    notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
+    # The scheduler says why a job waits when it has looked at it for the first time.
+    for _ in range(20):
+        if scheduler_has_looked(notes):
+            break
+        time.sleep(0.25)
+    for line in what_waits(notes):
+        print(line)
+
+
+if __name__ == "__main__":
+    run_stage(main, words=SPLITS, configure=add_options, after="words for sbatch ...")
