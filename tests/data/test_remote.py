@@ -68,7 +68,7 @@ def prepare(data: Path, folder: Path, **settings: Any) -> tuple[dict[str, str], 
 def client() -> "Iterator[distributed.Client]":
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as found,
+        distributed.Client(cluster, set_as_default=False) as found,
     ):
         yield found
 
@@ -119,7 +119,7 @@ def _fail(path: Path) -> None:
     raise UserError(f"{path.name} is damaged")
 
 
-def _die(path: Path) -> None:
+def _die(_: Path) -> None:
     os._exit(1)
 
 

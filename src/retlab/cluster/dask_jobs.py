@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import shlex
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from retlab.cluster import queue, sbatch
+from retlab.cluster.client import installed
+from retlab.cluster.queue import Job
 from retlab.cluster_settings import ClusterSection
 from retlab.data.remote import Remote
 from retlab.errors import UserError
@@ -24,8 +27,15 @@ _LOOK_SECONDS = 4.0
 _SAY_SECONDS = 30.0
 _STILLBORN = 3
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_OWN_OPTIONS = ("--cpus-per-task", "--mem=", "-t ", "-e ", "-o ")
-"""Lines of dask-jobqueue's script that the section's own options stand in for."""
+_HOPELESS = (
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "PartitionConfig",
+    "BadConstraints",
+    "InvalidAccount",
+    "InvalidQOS",
+)
+"""Reasons of waiting jobs that no waiting mends."""
 
 
 @contextlib.contextmanager
@@ -39,7 +49,7 @@ def worker_jobs(
 
     logs.mkdir(parents=True, exist_ok=True)
     name = f"retlab-dask-{stage}-{uuid4().hex[:8]}"
-    refusals: list[str] = []
+    refusals: list[UserError] = []
     # A worker that is lost is no fault of its task; one that takes five with it is.
     settings = {"distributed.scheduler.allowed-failures": 5, "distributed.comm.timeouts.connect": "60s"}
     with dask.config.set(settings), contextlib.ExitStack() as stack:
@@ -64,44 +74,48 @@ def _check_programs() -> None:
             f"cluster.dask: slurm needs {' and '.join(missing)}, which this Python has not; install it with"
             f" pip install {' '.join(missing)}, or set the key to null"
         )
-    if shutil.which("sbatch") is None:
+    if not installed():
         raise UserError(
-            "cluster.dask: slurm needs sbatch, which is not on this machine's PATH; run the stage on a login node of"
-            " the cluster, or set the key to null"
+            "cluster.dask: slurm needs sbatch, which is not installed here or not in PATH: run the stage on a login"
+            " node of the cluster, or set the key to null"
         )
 
 
 def _cluster(
-    section: ClusterSection, stage: str, processes: int | None, logs: Path, name: str, refusals: list[str]
+    section: ClusterSection, stage: str, processes: int | None, logs: Path, name: str, refusals: list[UserError]
 ) -> "SLURMCluster":
     from dask_jobqueue import SLURMCluster
     from dask_jobqueue.slurm import SLURMJob
 
-    class Job(SLURMJob):  # type: ignore[misc]
+    output = str(logs).replace("%", "%%")
+    # The lost are replaced, and not put into the queue again.
+    words = [f"--job-name={name}", f"--output={output}/dask-%j.log", "--no-requeue"]
+
+    class WorkerJob(SLURMJob):  # type: ignore[misc]
         async def _submit_job(self, script_filename: str) -> str:
+            submit = partial(sbatch.submit, [*words, script_filename], stage=stage, cluster=section)
             try:
-                return str(await super()._submit_job(script_filename))
-            except RuntimeError as error:
-                refusals.append(str(error))
+                return str(await asyncio.to_thread(submit))
+            except UserError as error:
+                refusals.append(error)
                 raise
 
     cores = _cores(section, stage)
     processes = min(processes or cores, cores)
     return SLURMCluster(
-        job_cls=Job,
+        job_cls=WorkerJob,
         cores=cores,
         processes=processes,
         # Memory is Slurm's to limit: Dask would pause or kill workers on its own account.
         memory="1GB",
         worker_extra_args=["--memory-limit", "0", "--no-dashboard"],
-        job_name=name,
-        job_directives_skip=_OWN_OPTIONS,
-        job_extra_directives=[*_options(section, stage), f"--output={shlex.quote(str(logs / 'dask-%j.log'))}"],
+        # All that is asked for stands in the words for sbatch, which are made as for every other job.
+        job_directives_skip=("#SBATCH",),
         job_script_prologue=_prologue(section, cores // processes),
         # Whoever can reach the scheduler could run code as this user; so only those who have the certificate can.
         security=True,
         shared_temp_directory=str(logs),
-        scheduler_options={"dashboard": False, "dashboard_address": None},
+        scheduler_options={"dashboard": False, "dashboard_address": ":0"},
         silence_logs="critical",
     )
 
@@ -110,6 +124,8 @@ def _prologue(section: ClusterSection, threads: int) -> list[str]:
     """Lines of bash that make the environment of a worker."""
     variables = {"RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **section.environment}
     return [
+        # The signal before the time limit is for stages; a worker works to its end.
+        "trap '' USR1",
         *(f"module load {shlex.quote(module)}" for module in section.modules),
         *(f"export {key}={shlex.quote(value)}" for key, value in variables.items()),
         f"export PYTHONPATH={shlex.quote(str(PROJECT_ROOT / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -125,7 +141,7 @@ class _Watch:
         count: int,
         name: str,
         logs: Path,
-        refusals: list[str],
+        refusals: list[UserError],
         say: Callable[[str], None],
     ) -> None:
         self._cluster, self._count, self._name, self._logs = cluster, count, name, logs
@@ -138,7 +154,7 @@ class _Watch:
     def check(self) -> None:
         """Raise a UserError where no worker will come."""
         if self._refusals:
-            raise _refusal(self._refusals[0])
+            raise self._refusals[0]
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
@@ -147,10 +163,15 @@ class _Watch:
         jobs = {name: job for name, job in list(self._cluster.workers.items()) if job.job_id}
         present = {name for name in jobs if any(worker == name or worker.startswith(f"{name}-") for worker in here)}
         self._connected |= present
-        queued = _queue(self._name)
+        try:
+            found = queue.jobs([int(job.job_id) for job in jobs.values()])
+        except UserError:
+            # Slurm's controller may be away for a while.
+            return
+        queued = {str(job.id): job for job in found if job.name == self._name and not job.is_over}
         self._replace({name: job.job_id for name, job in jobs.items() if job.job_id not in queued})
         if not present:
-            self._without_workers(queued, now)
+            self._without_workers(list(queued.values()), now)
 
     def _replace(self, ended: dict[str, str]) -> None:
         """Submit new jobs in place of those that are gone from the queue."""
@@ -181,42 +202,25 @@ class _Watch:
                 return f"the end of {shown_path(log)}: {' | '.join(lines)}"
         return f"they left no log in {shown_path(self._logs)}, which must be on a file system that all machines share"
 
-    def _without_workers(self, queued: dict[str, tuple[str, str]], now: float) -> None:
-        pending = {job: reason for job, (state, reason) in queued.items() if state == "PENDING"}
-        hopeless = next(((job, reason) for job, reason in pending.items() if reason in HOPELESS), None)
+    def _without_workers(self, queued: list[Job], now: float) -> None:
+        pending = [job for job in queued if job.state == "PENDING"]
+        hopeless = next((job for job in pending if job.reason in _HOPELESS), None)
         if hopeless and len(pending) == len(queued):
             raise UserError(
-                f"cluster.dask: slurm: worker job {hopeless[0]} can never start: Slurm gives the reason {hopeless[1]};"
-                " ask for less in the section cluster"
+                f"cluster.dask: slurm: worker job {hopeless.id} can never start: Slurm says {hopeless.reason}:"
+                f" {queue.trouble(hopeless.reason)}"
             )
         if now - self._said >= _SAY_SECONDS:
             self._said = now
-            reasons = ", ".join(sorted({reason for reason in pending.values() if reason != "None"}))
-            what = (
-                f"{len(pending)} worker jobs are pending ({reasons or 'no reason given'})" if pending else "they start"
-            )
-            self._say(f"waiting for Dask workers: {what}")
-
-
-HOPELESS = {"PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount", "InvalidQOS"}
+            reasons = {job.reason: queue.trouble(job.reason) for job in pending}
+            why = "; ".join(f"{reason}: {advice}" if advice else reason for reason, advice in sorted(reasons.items()))
+            jobs = f"{len(pending)} jobs are pending ({why})" if pending else "their jobs have started"
+            self._say(f"waiting for Dask workers: {jobs}")
 
 
 def _cores(section: ClusterSection, stage: str) -> int:
-    return section.stages.get(stage, section).cpus or section.cpus or 1  # type: ignore[call-overload]
-
-
-def _options(section: ClusterSection, stage: str) -> list[str]:
-    return [f"--partition={section.partition}"] if section.partition else []
-
-
-def _queue(name: str) -> dict[str, tuple[str, str]]:
-    answer = subprocess.run(["squeue", "-h", f"--name={name}", "-o", "%i|%T|%r"], capture_output=True, text=True)
-    rows = [line.split("|") for line in answer.stdout.splitlines()]
-    return {job: (state, reason) for job, state, reason in rows}
-
-
-def _refusal(text: str) -> UserError:
-    return UserError(text)
+    asked = [word for word in sbatch.options(section, stage) if word.startswith("--cpus-per-task=")]
+    return int(asked[-1].split("=")[1]) if asked else 1
 
 
 def _close(cluster: "SLURMCluster", name: str) -> None:

@@ -60,7 +60,7 @@ def run_tasks(
 
     tasks = [dask.delayed(function, pure=False)(*call) for call in calls]
     with dask.config.set({"num_workers": workers} if workers else {}), Callback(posttask=arrived):
-        return list(dask.compute(*tasks))
+        return list(dask.compute(*tasks, scheduler="threads"))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("numpy", "pyarrow", "tokenizers")
 _CHECK_SECONDS = 1.0
+_GATHER_SECONDS = 5.0
 _TASKS_PER_THREAD = 3
 
 
@@ -106,10 +107,20 @@ def _result(remote: Remote, future: "Future", what: str) -> Any:
         )
     if error is not None:
         raise error
-    kind, value = future.result()
+    kind, value = _gathered(remote, future)
     if kind == "problem":
         raise UserError(f"{remote.name}: {value}")
     return pickle.loads(value)
+
+
+def _gathered(remote: Remote, future: "Future") -> tuple[str, Any]:
+    """A task's result, which Dask computes anew where the worker that holds it is lost."""
+    while True:
+        try:
+            kind, value = future.result(timeout=_GATHER_SECONDS)
+            return kind, value
+        except TimeoutError:
+            remote.check()
 
 
 def _worker_task(source: str, expected: dict[str, str]) -> Callable[[bytes], tuple[str, Any]]:
