@@ -91,7 +91,7 @@ def _cluster(
     # The lost are replaced, and not put into the queue again.
     words = [f"--job-name={name}", f"--output={output}/dask-%j.log", "--no-requeue"]
 
-    class WorkerJob(SLURMJob):  # type: ignore[misc]
+    class WorkerJob(SLURMJob):
         async def _submit_job(self, script_filename: str) -> str:
             submit = partial(sbatch.submit, [*words, script_filename], stage=stage, cluster=section)
             try:
@@ -103,7 +103,7 @@ def _cluster(
     cores = _cores(section, stage)
     processes = min(processes or cores, cores)
     return SLURMCluster(
-        job_cls=WorkerJob,
+        job_cls=WorkerJob,  # type: ignore[arg-type]
         cores=cores,
         processes=processes,
         # Memory is Slurm's to limit: Dask would pause or kill workers on its own account.
