@@ -75,7 +75,7 @@ def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None
 
     if options.devices < 2 or options.peers is not None or options.measure is not None:
         raise UserError("command line: --devices takes 2 or more, and goes without --peers and --measure")
-    hardware = choose_hardware(train.model_copy(update={"devices": options.devices}))
+    hardware = choose_hardware(train.model_copy(update={"devices": options.devices, "num_nodes": 1}))
     if config is None:
         plan = default_plan(hardware.device, train)
     else:

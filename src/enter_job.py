@@ -15,6 +15,7 @@ from retlab.cluster.allocation import differences
 from retlab.cluster.notes import (
     JobNote,
     StartNote,
+    forget_force,
     keep_config,
     notes_folder,
     read_note,
@@ -52,6 +53,8 @@ def main() -> None:
         restarts=restarts,
         started=now,
     )
+    if not restarts:
+        forget_force(config)
     write_start(config, task, start)
     came = f", requeue {restarts}" if restarts else ""
     print(f"[slurm {task}] {stage} on {start.node}{came}", file=sys.stderr)

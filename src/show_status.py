@@ -3,7 +3,7 @@
 python src/show_status.py CONFIG [key=value ...]
 """
 
-from retlab.cluster.status import Status, stages, table
+from retlab.cluster.status import Status, stages, table, wrapped
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
@@ -16,9 +16,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     trials = grid_search(config)
     print(table(f"{config.name}: {shown_path(config.run_folder)}", [*rows, *([trials] if trials else [])]))
     print()
-    print(remaining(rows, str(command.options.config)))
-    if trouble:
-        print(f"note: {trouble}")
+    lines = [remaining(rows, str(command.options.config)), *([f"note: {trouble}"] if trouble else [])]
+    for line in "\n".join(lines).splitlines():
+        # A command stays on one line, to be copied.
+        print(line if line.startswith("bash ") else "\n".join(wrapped(line)))
 
 
 def grid_search(config: ExperimentConfig) -> Status | None:

@@ -2,6 +2,7 @@
 
     python src/train_model.py configs/quickstart.yaml train.max_steps=20
     python src/train_model.py configs/quickstart.yaml --export last exported/last-checkpoint
+    srun --ntasks-per-node=1 --kill-on-bad-exit=1 python src/train_model.py CONFIG    # inside a job of several nodes
 
 Reads the token shards of train and validation and the tokenizer; leaves checkpoints/, metrics.csv, tensorboard/ and
 model/ in runs/<name>. Interrupted by a signal or killed, the same command goes on from the last checkpoint.
@@ -9,13 +10,15 @@ model/ in runs/<name>. Interrupted by a signal or killed, the same command goes 
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from retlab.artifacts import fingerprint
+from retlab.cluster.notes import note_forced, was_forced
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model, vocabulary_size
 from retlab.section import shown_path
+from retlab.slurm_step import Step
 from retlab.stage import Stage
 from retlab.training.request import TrainingRequest, source_of_weights
 from retlab.upstream import train_settings
@@ -37,6 +40,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     if command.options.export:
         export(config, *command.options.export)
         return
+    command.nodes.gather()
     shards = [config.data.shards_folder("train"), config.data.shards_folder("validation")]
     assert config.tokenizer.folder is not None
     stage = Stage(
@@ -51,14 +55,29 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         handles_signals=True,
     )
 
+    from retlab.training.allocation import allocated
+
+    train_section = allocated(config.train, command.nodes, stage.say)
+
+    def begin() -> None:
+        stage.write_config()
+        if command.force:
+            note_forced(config)
+
     def build(folder: Path) -> dict[str, Any]:
         from retlab.training.export import export_best
         from retlab.training.trainer import train
 
         names = ("train shards", "validation shards", "tokenizer")
         inputs = {name: fingerprint(one) for name, one in zip(names, stage.inputs, strict=True)}
-        request = make_request(config, train_settings(config) | inputs, command.force)
-        result = train(request, say=stage.say, stop_requested=stage.stop_requested, on_start=stage.write_config)
+        request = make_request(config, train_settings(config) | inputs, command.force and not was_forced(config))
+        result = train(
+            request.model_copy(update={"train": train_section}),
+            say=stage.say,
+            stop_requested=stage.stop_requested,
+            on_start=begin,
+            nodes=command.nodes,
+        )
         stage.volatile.update(result.speed())
         if result.state.stopped_early:
             stage.say(f"stopped early after step {result.state.step:,}: the validation loss no longer falls")
@@ -93,5 +112,12 @@ def export(config: ExperimentConfig, checkpoint: str, folder: str) -> None:
     print(f"[train_model] exported {shown_path(written)} to {shown_path(target)}")
 
 
+def on_other_nodes(step: Step) -> NoReturn:
+    """Take part in the training of the first node."""
+    from retlab.training.other_node import train_on_other_node
+
+    train_on_other_node(step)
+
+
 if __name__ == "__main__":
-    run_stage(main, configure=add_options)
+    run_stage(main, configure=add_options, on_other_nodes=on_other_nodes)

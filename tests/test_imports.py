@@ -12,7 +12,18 @@ from retlab.section import PROJECT_ROOT
 PACKAGE = PROJECT_ROOT / "src" / "retlab"
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {"differences", "errors", "section", "artifacts", "memory", "progress", "provenance", "yaml_file"},
+    {
+        "differences",
+        "errors",
+        "section",
+        "artifacts",
+        "memory",
+        "nodes",
+        "progress",
+        "provenance",
+        "slurm_step",
+        "yaml_file",
+    },
     {"mixers", "data", "synthetic"},
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},

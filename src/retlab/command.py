@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from retlab.config import ExperimentConfig, load_config
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.nodes import Nodes
 from retlab.section import shown_path
+from retlab.slurm_step import START, Step, current_step
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which a stage saves what it can and leaves."""
@@ -30,6 +33,8 @@ class StageCommand:
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
     after: tuple[str, ...] = ()
     "Words after --, for the scripts that hand them on."
+    nodes: Nodes = field(default_factory=Nodes)
+    "The nodes that srun started the stage on; this is the first one."
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,6 +119,7 @@ def run_stage(
     words: Sequence[str] = (),
     configure: Callable[[argparse.ArgumentParser], None] | None = None,
     after: str | None = None,
+    on_other_nodes: Callable[[Step], NoReturn] | None = None,
 ) -> NoReturn:
     """Run a stage's `main` for the command line and exit with the stage's code.
 
@@ -122,8 +128,41 @@ def run_stage(
         words: further words that may follow CONFIG, such as the splits.
         configure: adds the stage's own options to the parser.
         after: what the words after -- are, of a script that hands such words on.
+        on_other_nodes: what the stage does on the nodes of a job step other than the first; without it the stage runs
+            as one task.
     """
-    run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after)), "run the same command again to continue")
+    step = current_step()
+    if step is None or step.tasks == 1:
+        run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after)), _ADVICE)
+    if on_other_nodes is None or not step.one_task_a_node:
+        # The first task speaks for all, and srun ends with its code.
+        run_command(lambda: None if step.rank else _refuse(step, on_other_nodes is not None), _ADVICE)
+    if step.rank != 0:
+        run_command(partial(on_other_nodes, step), _ADVICE)
+    nodes: Nodes | None = None
+
+    def work() -> None:
+        nonlocal nodes
+        nodes = Nodes(step)
+        config, command = _parse(sys.argv[1:], words, configure, after)
+        main(config, replace(command, nodes=nodes))
+
+    try:
+        run_command(work, _ADVICE)
+    except SystemExit as leaving:
+        if nodes is not None:
+            nodes.end(leaving.code if isinstance(leaving.code, int) else EXIT_OK)
+        raise
+
+
+_ADVICE = "run the same command again to continue"
+
+
+def _refuse(step: Step, takes_nodes: bool) -> NoReturn:
+    what = f"srun started {step.tasks} tasks on {step.nodes} {'node' if step.nodes == 1 else 'nodes'}"
+    if takes_nodes:
+        raise UserError(f"{what}, but a training is one task on each node and starts its own processes there: {START}")
+    raise UserError(f"{what}, but this stage runs as one: start it without srun, or with srun --nodes=1 --ntasks=1")
 
 
 def run_command(work: Callable[[], None], advice: str) -> NoReturn:

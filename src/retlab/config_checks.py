@@ -38,16 +38,19 @@ def _lengths(config: "ExperimentConfig") -> Iterator[Problem]:
 
 def _batches(config: "ExperimentConfig") -> Iterator[Problem]:
     train = config.train
-    if train.batch_size % train.devices:
+    # A number that Slurm gives may be any: processes then share a batch out as evenly as it goes.
+    processes = train.processes if train.devices else 1
+    nodes = f" times num_nodes {train.num_nodes}" if train.devices and train.num_nodes else ""
+    if train.batch_size % processes:
         yield (
             ("train", "batch_size"),
-            f"found {train.batch_size}, which the {train.devices} processes of train.devices do not divide",
+            f"found {train.batch_size}, which the {processes} processes of train.devices{nodes} do not divide",
         )
-    elif train.micro_batch_size and train.batch_size % (train.micro_batch_size * train.devices):
+    elif train.micro_batch_size and train.batch_size % (train.micro_batch_size * processes):
+        devices = f" times devices {train.devices}" if train.devices else ""
         yield (
             ("train", "batch_size"),
-            f"found {train.batch_size}, no multiple of micro_batch_size {train.micro_batch_size}"
-            f" times devices {train.devices}",
+            f"found {train.batch_size}, no multiple of micro_batch_size {train.micro_batch_size}{devices}{nodes}",
         )
 
 

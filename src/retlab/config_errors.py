@@ -62,6 +62,8 @@ _OLD_NAMES = {
     "save_top_k": "train.keep_best",
     "val_check_interval": "train.validate_every_steps",
     "num_devices": "train.devices",
+    "gpus": "train.devices",
+    "nodes": "train.num_nodes",
     "num_workers": "data.loader_workers",
     "rand_seed": "seed",
     "input_starting_strings": "generate.prompts",

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import signal
 import time
@@ -25,11 +24,6 @@ from retlab.upstream import outdated
 
 # Notes of this process: a script that runs a stage for every split says each once.
 _SAID: set[str] = set()
-
-
-def is_main_process() -> bool:
-    """False in the helper processes of distributed training, which write nothing."""
-    return all(int(os.environ.get(key, "0")) == 0 for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 class Stage:
@@ -80,8 +74,7 @@ class Stage:
 
     def say(self, text: str) -> None:
         """Print one line for people."""
-        if is_main_process():
-            print(f"[{self.label}] {text}", flush=True)
+        print(f"[{self.label}] {text}", flush=True)
 
     def stop_requested(self) -> bool:
         """Whether a signal asked the work to save and leave."""
@@ -106,10 +99,6 @@ class Stage:
         `build` gets an empty folder (or an unfinished one, see `resumable`) to fill and returns a report
         of plain, deterministic values for the manifest.
         """
-        if not is_main_process():
-            self._install_signals()
-            build(self._partial)
-            return True
         missing = self._missing_folders()
         try:
             return self._run(build)

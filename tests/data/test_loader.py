@@ -237,6 +237,29 @@ def test_ranks_share_out_the_batches_of_one_process(shards: Path, world_size: in
         assert sorted(shared) == sorted(examples(expected[step]))
 
 
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(3, 2), (3, 1), (2, 3), (5, 1), (1, 3)])
+def test_ranks_that_do_not_divide_a_batch_share_it_out_all_the_same(
+    shards: Path, world_size: int, micro_batch_size: int
+) -> None:
+    alone = train_loader(shards, micro_batch_size=4)
+    steps = alone.steps_per_epoch + 3
+    expected = take(alone, steps)
+    ranks = []
+    for rank in range(world_size):
+        loader = train_loader(shards, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+        ranks.append(take(loader, steps * loader.micro_batches))
+        assert loader.state_dict() == alone.state_dict()
+    assert len({len(batches) for batches in ranks}) == 1
+    for step in range(steps):
+        batches = [batch for of_rank in ranks for batch in of_rank if batch["step"] == step]
+        counted = [example for batch in batches for example in examples(batch) if any(example[3])]
+        assert sorted(counted) == sorted(examples(expected[step]))
+        numbers = [number for ids in ids_of(batches) for number in ids]
+        assert sorted(number for number in numbers if number >= 0) == sorted(expected[step]["sample_ids"].tolist())
+        # A window that only fills up counts for nothing.
+        assert not any(batch["loss_mask"][batch["sample_ids"] < 0].any() for batch in batches)
+
+
 def test_seek_far_ahead_reads_only_what_it_needs(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from retlab.data.shards import Shards
 

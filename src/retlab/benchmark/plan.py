@@ -111,7 +111,7 @@ def plan_of(config: ExperimentConfig, device: Device) -> Plan:
     """
     config = resolve_model(config)
     train, tokens = config.train, config.data.sequence_length
-    micro = train.micro_batch_size or max(1, train.batch_size // train.devices)
+    micro = train.micro_batch_size or max(1, train.batch_size // train.processes)
     vocab_size = vocabulary_size(config) or config.tokenizer.vocab_size
     contexts = dict.fromkeys((max(1, tokens // 4), tokens, 4 * tokens))
     small = device == "cpu"
@@ -141,7 +141,9 @@ def _longnet(
 
 def _alone(train: TrainSection) -> TrainSection:
     """Training in one process that logs nowhere."""
-    return train.model_copy(update={"devices": 1, "strategy": "auto", "tensorboard": False, "wandb": None})
+    return train.model_copy(
+        update={"devices": 1, "num_nodes": 1, "strategy": "auto", "tensorboard": False, "wandb": None}
+    )
 
 
 def _shapes(batches: tuple[int, ...], contexts: tuple[int, ...]) -> tuple[Shape, ...]:

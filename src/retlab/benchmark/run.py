@@ -80,7 +80,7 @@ def run_benchmark(
         UserError: no GPU where one is asked for, a peer that cannot be had, or a model that cannot be.
     """
     kinds = choose_kinds(measure)
-    hardware = choose_hardware(train.model_copy(update={"devices": 1}))
+    hardware = choose_hardware(train.model_copy(update={"devices": 1, "num_nodes": 1}))
     plan = _plan(config, train, hardware)
     names, missing = choose_peers(plan, hardware.device, peers)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ def differences(config: ExperimentConfig, stage: str) -> list[str]:
     """A line that says where this job, submitted by hand, is not what the cluster section describes; or none."""
     own = config.cluster.stages.get(stage, Resources())  # type: ignore[call-overload]
     wanted = {key: getattr(own, key) or getattr(config.cluster, key) for key in Resources.model_fields}
-    wanted["nodes"] = (wanted["nodes"] or getattr(config.train, "num_nodes", 1)) if stage == "train_model" else None
+    wanted["nodes"] = (wanted["nodes"] or config.train.num_nodes or 1) if stage == "train_model" else None
     wanted["gpus"] = wanted["gpus"] if stage in USES_GPUS else None
     given = dict(_given())
     found = [

@@ -3,8 +3,11 @@
 Together with the queue they say what became of every job, without Slurm's accounting, which many clusters keep off.
 """
 
+import contextlib
 import hashlib
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -99,6 +102,17 @@ def read_note(config: ExperimentConfig, job: int) -> JobNote | None:
     return _read(notes_folder(config) / f"{job}.json", JobNote)
 
 
+def forget(config: ExperimentConfig, notes: Sequence[JobNote]) -> None:
+    """Take away the notes of jobs that were not to be, and what an experiment without jobs has of this."""
+    folder = notes_folder(config)
+    for note in notes:
+        (folder / f"{note.job}.json").unlink(missing_ok=True)
+    if not read_notes(config):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+
+
 def task_name(job: int, index: int | None) -> str:
     """A job or an array's task as Slurm writes it, such as 12 or 12_0."""
     return str(job) if index is None else f"{job}_{index}"
@@ -109,6 +123,27 @@ def write_start(config: ExperimentConfig, task: str, start: StartNote) -> None:
     folder = notes_folder(config)
     (folder / f"{task}.ended.json").unlink(missing_ok=True)
     write_atomic(folder / f"{task}.started.json", start.model_dump_json(indent=2) + "\n")
+
+
+def _forced(config: ExperimentConfig) -> Path:
+    return notes_folder(config) / f"{os.environ['SLURM_JOB_ID']}.forced"
+
+
+def forget_force(config: ExperimentConfig) -> None:
+    """At the first start of the job around this process: another one may have had its number."""
+    _forced(config).unlink(missing_ok=True)
+
+
+def was_forced(config: ExperimentConfig) -> bool:
+    """Whether the job around this process began anew with --force before it came back: now it goes on."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and _forced(config).exists()
+
+
+def note_forced(config: ExperimentConfig) -> None:
+    """In a job, note that what was there before --force is out of the way."""
+    if "SLURM_JOB_ID" in os.environ:
+        notes_folder(config).mkdir(parents=True, exist_ok=True)
+        _forced(config).touch()
 
 
 def read_start(config: ExperimentConfig, task: str) -> StartNote | None:

@@ -64,8 +64,8 @@ def jobs(ids: Sequence[int]) -> list[Job]:
 
 
 _NEVER = {
-    r"PartitionNodeLimit|PartitionConfig": "it asks for more nodes, cores or memory than the partition has;"
-    " ask for less (cluster.nodes, cpus, memory, gpus) or for another cluster.partition",
+    r"PartitionNodeLimit|PartitionConfig": "it asks for more than the partition has or allows; ask for less"
+    " (cluster.time, nodes, cpus, memory, gpus) or for another cluster.partition",
     r"PartitionTimeLimit": "cluster.time is longer than the partition allows",
     r"PartitionDown|PartitionInactive": "the partition takes no jobs; choose another cluster.partition",
     r"BadConstraints": "no node has all that it asks for; ask for less (cluster.cpus, memory, gpus) or other features",

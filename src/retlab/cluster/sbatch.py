@@ -136,7 +136,7 @@ def _refusal(said: str, stage: str, cluster: ClusterSection, given: Sequence[str
 def given_value(given: Sequence[str], option: str, short: str | None) -> str | None:
     """The last value that the user's own words give an option, in any of the ways that sbatch reads it."""
     value = None
-    for word, following in zip(given, [*given[1:], ""], strict=True):
+    for word, following in zip(given, [*given, ""][1:], strict=True):
         if word in (option, short):
             value = following
         elif word.startswith(f"{option}="):

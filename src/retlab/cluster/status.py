@@ -160,9 +160,14 @@ def table(title: str, rows: Sequence[Status]) -> str:
     """The stages as text, no line longer than a page is wide."""
     lines = [title]
     for row in rows:
-        start = f"{row.label:<25} {row.state:<14}"
-        lines += textwrap.wrap(
-            f"{start} {row.detail}".rstrip(), WIDTH, subsequent_indent=" " * (len(start) + 1), break_on_hyphens=False
-        )
-        lines += [f"    | {line}"[:WIDTH] for line in row.tail]
+        start = f"{row.label:<25} {row.state:<13}"
+        lines += wrapped(f"{start} {row.detail}", " " * (len(start) + 1))
+        for line in row.tail:
+            # Of a very long line the beginning says what it is about.
+            lines += wrapped(f"    | {line}", "    |   ")[:4]
     return "\n".join(lines)
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """The text in lines of the page's width, those after the first indented; paths stay whole where they fit."""
+    return textwrap.wrap(text.rstrip(), WIDTH, subsequent_indent=indent, break_on_hyphens=False)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from retlab.cluster import queue, sbatch
-from retlab.cluster.notes import JobNote, keep_config, notes_folder, read_notes, same_job, task_name, write_note
+from retlab.cluster.notes import JobNote, forget, keep_config, notes_folder, read_notes, same_job, task_name, write_note
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
@@ -44,7 +44,7 @@ class Submission:
     @property
     def num_nodes(self) -> int:
         """Nodes of a training."""
-        return getattr(self.config.train, "num_nodes", 1)
+        return self.config.train.num_nodes or 1
 
     def command(self, dependency: Sequence[str] = ()) -> list[str]:
         """The words for sbatch that are no options of the configuration: name, log, array, then the script."""
@@ -108,6 +108,7 @@ def submit_chain(stages: Sequence[Submission], say: Callable[[str], None]) -> li
             say(_announcement(notes[-1]))
     except BaseException as error:
         sbatch.cancel([note.job for note in notes])
+        forget(stages[0].config, notes)
         if isinstance(error, UserError) and notes:
             raise UserError(f"{error}; the jobs before it were cancelled, nothing is left in the queue") from None
         raise

@@ -41,6 +41,23 @@ class Division:
     rank: int
     world_size: int
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of each rank."""
+        return -(-self.global_batch_size // (self.micro_batch_size * self.world_size))
+
+    def places(self) -> np.ndarray:
+        """Places in the global batch of this rank's windows, int64 [micro-batches, micro_batch_size].
+
+        Where there are more of these than windows, all parts are as even as they can be, and -1 stands for none.
+        """
+        places = np.full((self.micro_batches, self.micro_batch_size), -1)
+        for number, micro in enumerate(places):
+            first, behind = (self.global_batch_size * k // self.micro_batches for k in (number, number + 1))
+            low, high = (first + (behind - first) * r // self.world_size for r in (self.rank, self.rank + 1))
+            micro[: high - low] = np.arange(low, high)
+        return places
+
 
 class _Epoch(NamedTuple):
     stream: WindowStream
@@ -107,8 +124,13 @@ class TrainBlocks:
         order = self._epoch(epoch)
         ids = first * division.global_batch_size + self._random(epoch, 1 + block).permutation(windows)
         ids += np.where(ids >= order.tail_start, self.tail, 0)
-        shares = ids.reshape(-1, division.world_size, division.micro_batch_size)
-        return order.stream.cut(shares[:, division.rank].reshape(-1))
+        places = division.places().reshape(-1)
+        # In a place without a window is any one of its step, which the number says does not count.
+        shares = ids.reshape(-1, division.global_batch_size)[:, places]
+        cut = order.stream.cut(shares.reshape(-1))
+        if (places < 0).any():
+            cut = cut._replace(ids=np.where(places < 0, -1, shares).reshape(-1))
+        return cut
 
     def _epoch(self, epoch: int) -> "_Epoch":
         # A local name, because the thread of an abandoned iteration may still be reading.

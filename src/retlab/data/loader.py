@@ -58,8 +58,10 @@ class TokenLoader(_ShardLoader):
     An epoch reads the row groups in an order drawn from (seed, epoch), cuts that stream into windows, and shuffles the
     windows of `mix_tokens` tokens at a time, a whole number of global batches. What a step holds depends on the data,
     the seed and the global batch size alone. Ranks, worker processes and micro-batches only share it out: micro-batch m
-    of rank r is the r-th slice of the m-th part of the global batch. The windows beyond whole global batches
-    (`tail_windows`), and packed the tokens beyond whole windows, are left out of an epoch; the next leaves out others.
+    of rank r is the r-th slice of the m-th part of the global batch. Where they do not share it evenly, batches are
+    filled up with windows whose loss mask is False and whose number in `sample_ids` is -1. The windows beyond whole
+    global batches (`tail_windows`), and packed the tokens beyond whole windows, are left out of an epoch; the next
+    leaves out others.
 
     Each `iter()` goes on at `step`, the number of global batches handed out so far. A batch is that of
     `windows.to_batch`, on the CPU, with `step` (int): the global batch that it is part of, counted from 0 over all
@@ -72,15 +74,14 @@ class TokenLoader(_ShardLoader):
     global_batch_size: int
     "Windows of one optimizer step, over all ranks and micro-batches."
     micro_batch_size: int
-    "Windows of one batch; times world_size it divides the global batch size."
+    "Windows of one batch."
     seed: int
     "Of the order."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        assert self.global_batch_size % (self.micro_batch_size * self.world_size) == 0
-        self.micro_batches = self.global_batch_size // (self.micro_batch_size * self.world_size)
         division = self._divide(self.global_batch_size, self.micro_batch_size)
+        self.micro_batches = division.micro_batches
         self._blocks = TrainBlocks(self.folder, self._shards, self._cutting, division, self.seed, self.mix_tokens)
         self.windows_per_epoch: int = self._blocks.windows
         self.steps_per_epoch: int = self._blocks.steps
@@ -118,6 +119,7 @@ class TokenLoader(_ShardLoader):
         for windows in ahead(self._blocks, block, self.section.loader_workers):
             for start in range(skipped * rows_per_step, len(windows.ids), size):
                 batch = self._to_batch(windows.rows(start, start + size))
+                batch["loss_mask"][batch["sample_ids"] < 0] = False
                 batch["step"] = self.step
                 # The last micro-batch completes its step: a position saved by whoever holds it lies behind it.
                 if (start + size) % rows_per_step == 0:

@@ -16,11 +16,14 @@ class Hardware:
 
     device: Literal["cpu", "cuda"]
     processes: int
+    "Over all nodes."
+    nodes: int
     bf16: bool
     compiled: bool
 
     def __str__(self) -> str:
-        several = f"{self.processes} processes, each on " if self.processes > 1 else ""
+        where = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        several = f"{self.processes} processes{where}, each on " if self.processes > 1 else ""
         threads = torch.get_num_threads()
         cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
         name = torch.cuda.get_device_name() if self.device == "cuda" else cpu
@@ -37,14 +40,15 @@ def choose_hardware(train: TrainSection) -> Hardware:
     if train.device == "cuda" and gpus == 0:
         raise UserError("train.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver")
     device: Literal["cpu", "cuda"] = "cpu" if train.device == "cpu" or gpus == 0 else "cuda"
-    if device == "cuda" and train.devices > gpus:
+    if device == "cuda" and (train.devices or 1) > gpus:
         raise UserError(f"train.devices is {train.devices}, but this machine has {gpus} GPUs; lower it")
     has_bf16 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     if train.precision == "bf16" and device == "cuda" and not has_bf16:
         raise UserError(f"train.precision is bf16, which a {torch.cuda.get_device_name()} does not have; take float32")
     return Hardware(
         device,
-        train.devices,
+        train.processes,
+        train.num_nodes or 1,
         bf16=train.precision == "bf16" or (train.precision == "auto" and has_bf16),
         compiled=train.compile == "on" or (train.compile == "auto" and device == "cuda"),
     )
@@ -54,5 +58,5 @@ def set_threads(train: TrainSection) -> None:
     """CPU threads of this process: as configured, or the machine's cores shared out over several processes."""
     if train.threads is not None:
         torch.set_num_threads(train.threads)
-    elif train.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // train.devices))
+    elif (train.devices or 1) > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // (train.devices or 1)))

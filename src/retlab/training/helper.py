@@ -1,4 +1,4 @@
-"""A further process of a training: `python -m retlab.training.helper`, started by `processes.helper_processes`."""
+"""A further process of a training: `python -m retlab.training.helper`, started by `processes.all_processes`."""
 
 import os
 import signal
@@ -14,18 +14,12 @@ def main() -> int:
     """Train as one of several processes; the first one does the talking and the writing."""
     request = TrainingRequest.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    stop = threading.Event()
+    stop = note_signals()
 
-    def handle(_number: int, _frame: Any) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, handle)
-
-    from retlab.training.trainer import train
+    from retlab.training.trainer import train_as_helper
 
     try:
-        train(request, say=lambda _line: None, stop_requested=stop.is_set)
+        train_as_helper(request, stop.is_set)
     except UserError as error:
         # The first process has found the same, or reads it here.
         print(error, flush=True)
@@ -39,6 +33,18 @@ def main() -> int:
             raise
         return EXIT_LOST
     return 0
+
+
+def note_signals() -> threading.Event:
+    """An event that is set by the signals on which a training saves and leaves."""
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: Any) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, handle)
+    return stop
 
 
 def _end_with_input() -> None:

@@ -47,8 +47,10 @@ def keeps_documents_apart(data: DataSection) -> bool:
 
 
 def micro_batch_size(train: TrainSection) -> int:
-    """Windows of one process in one forward pass."""
-    return train.micro_batch_size or train.batch_size // train.devices
+    """Windows of one process in one forward pass: as the section says, or less where that is as many passes."""
+    share = -(-train.batch_size // train.processes)
+    passes = -(-share // (train.micro_batch_size or share))
+    return -(-share // passes)
 
 
 def _timing(batch: int, use: KernelUse) -> Timing:

@@ -28,7 +28,8 @@ def fit(
     with _quiet_lightning():
         trainer = pl.Trainer(
             accelerator="gpu" if hardware.device == "cuda" else "cpu",
-            devices=request.train.devices,
+            devices=request.train.devices or 1,
+            num_nodes=request.train.num_nodes or 1,
             strategy=_strategy(request),
             # Keeps Lightning from Slurm's own launcher and requeueing: stages handle their signals themselves.
             plugins=[LightningEnvironment()],
@@ -77,7 +78,7 @@ class _Uncollected(pl.Callback):
 
 
 def _strategy(request: TrainingRequest) -> Strategy | str:
-    processes = request.train.devices
+    processes = request.train.processes
     if processes == 1:
         return "auto"
     if request.train.strategy == "fsdp":

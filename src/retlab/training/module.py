@@ -135,7 +135,7 @@ class TrainingModule(pl.LightningModule):
                 self.manual_backward(loss * scale)
             losses.append(loss.detach().double())
         norm = self._optimizer_step()
-        ids = [micro["sample_ids"].tolist() for micro in batch]
+        ids = [[window for window in micro["sample_ids"].tolist() if window >= 0] for micro in batch]
         self._unread.append(_Unread(state.step + 1, tokens, torch.stack(losses), norm, ids))
         state.step += 1
         state.tokens += tokens

@@ -1,4 +1,4 @@
-"""The processes of one training on this machine: started beside the first, watched, and brought to agreement."""
+"""The processes of one training: started beside the first and on other nodes, watched, and brought to agreement."""
 
 import contextlib
 import os
@@ -7,28 +7,29 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from retlab.nodes import OtherNode
 
 PATIENCE_SECONDS = 15.0
 """How long the first process may go on after another one failed, before it is ended."""
 
+GO_ON = "checkpoints are kept: run the same command again to continue"
+"""What to do after the loss of a process."""
+
 EXIT_LOST = 76
 """Exit code of a helper that lost its connection to another process: that one knows why."""
 
-_ENVIRONMENT = {
-    # All processes are on this machine.
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
-    # NCCL would end a process in its own way, with pages of text; the helpers are watched here.
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-}
+_LOCAL = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""The network of processes that are all on one machine; between machines torch chooses, or who knows better."""
 
 
 class Agreement:
@@ -71,9 +72,39 @@ class Agreement:
         return values
 
 
+class Place(NamedTuple):
+    """Where the processes of a training find each other, and which of its nodes this is."""
+
+    address: str = "127.0.0.1"
+    port: int = 0
+    node: int = 0
+    nodes: int = 1
+    devices: int = 1
+    "Processes of each node."
+
+    def environment(self, local_rank: int) -> dict[str, str]:
+        """The variables by which Lightning and torch.distributed find the other processes."""
+        on_this_machine = self.nodes == 1 or self.address == "localhost" or self.address.startswith("127.")
+        own = {} if self.nodes == 1 else {key: os.environ[key] for key in _LOCAL if key in os.environ}
+        return {
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+            "NODE_RANK": str(self.node),
+            "LOCAL_RANK": str(local_rank),
+            # NCCL would end a process in its own way, with pages of text; all processes are watched here.
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+            **((_LOCAL | own) if on_this_machine else {}),
+        }
+
+
+def process_rank(devices: int) -> int:
+    """Which process of the training this is, where each node has `devices` of them."""
+    return int(os.environ.get("NODE_RANK", "0")) * devices + int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_helper() -> bool:
     """Whether this is a further process of a training: it trains, and says and writes nothing."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    return process_rank(1) != 0
 
 
 def lost_connection(error: BaseException) -> bool:
@@ -83,9 +114,9 @@ def lost_connection(error: BaseException) -> bool:
 
 
 class _Failure(NamedTuple):
-    """How a helper ended that did not train to the end."""
+    """How a process ended that did not train to the end."""
 
-    rank: int
+    who: str
     code: int
     said: str
 
@@ -93,46 +124,56 @@ class _Failure(NamedTuple):
         if self.code == EXIT_USER_ERROR:
             return self.said
         if self.code > 0:
-            return f"process {self.rank + 1} of the training failed; the lines above say why"
-        name = signal.Signals(-self.code).name
-        return (
-            f"process {self.rank + 1} of the training was ended by {name}"
-            f"{' (out of memory?)' if name == 'SIGKILL' else ''}; checkpoints are kept: run the same command again"
-            " to continue"
-        )
+            return f"{self.who} of the training failed; the lines above say why"
+        how = "is gone"
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            how = f"was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+        return f"{self.who} of the training {how}; {GO_ON}"
 
 
 @contextlib.contextmanager
-def helper_processes(count: int, request: str) -> Iterator[None]:
-    """Run `count` helpers beside this process for the time of the block, each with the request on its input.
+def all_processes(
+    request: str,
+    place: Place,
+    others: Sequence[OtherNode] = (),
+    leave: Callable[[str], NoReturn] | None = None,
+) -> Iterator[None]:
+    """Run the other processes of a training for the time of the block: this node's, and those of the other nodes.
 
-    Lightning and torch.distributed find each other through environment variables. A helper ends when its input
-    does, so none outlives this process, however that ends.
+    A helper ends when its input does, and another node with its connection, so none outlives this process, however
+    that ends.
+
+    Args:
+        request: what all of them train, as a line of JSON.
+        place: this node. The port of a first node is chosen here.
+        others: the other nodes, where this is the first.
+        leave: ends this process because of a failure elsewhere while it may hang; prints the sentence if not given.
 
     Raises:
-        UserError: a helper failed or was killed, and the block lost its connection to it.
+        UserError: another process failed or was killed, and the block lost its connection to it.
     """
-    if count == 0:
-        yield
-        return
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", **_ENVIRONMENT}
-    before = {key: os.environ.get(key) for key in (*shared, "LOCAL_RANK")}
-    helpers = [_start({**os.environ, **shared, "LOCAL_RANK": str(rank)}, request) for rank in range(1, count + 1)]
+    if place.node == 0:
+        place = place._replace(port=_free_port())
+    for node in others:
+        node.connection.send({"request": request, "place": place._replace(node=node.number)})
+    helpers = [_start({**os.environ, **place.environment(rank)}, request) for rank in range(1, place.devices)]
+    ends = [partial(_end_of_helper, place.node * place.devices + n, one) for n, one in enumerate(helpers, start=1)]
+    ends += [partial(_end_of_node, node) for node in others]
     finished, failures = threading.Event(), list[_Failure]()
-    watchers = [
-        threading.Thread(target=_watch, args=(rank, helper, finished, failures), daemon=True)
-        for rank, helper in enumerate(helpers, start=1)
-    ]
-    for watcher in watchers:
-        watcher.start()
-    os.environ.update(shared, LOCAL_RANK="0")
+    for end in ends:
+        threading.Thread(target=_watch, args=(end, finished, failures, leave or _say_and_leave), daemon=True).start()
+    mine = place.environment(0)
+    before = {key: os.environ.get(key) for key in mine}
+    os.environ.update(mine)
     try:
         yield
     except RuntimeError as error:
         if not lost_connection(error):
             raise
-        for watcher in watchers:
-            watcher.join(timeout=5)
+        until = time.monotonic() + 5
+        while _first(failures) is None and time.monotonic() < until:
+            time.sleep(0.02)
         cause = _first(failures)
         if cause is None:
             raise
@@ -164,16 +205,41 @@ def _start(environment: dict[str, str], request: str) -> "subprocess.Popen[str]"
     return helper
 
 
-def _watch(rank: int, helper: "subprocess.Popen[str]", finished: threading.Event, failures: list[_Failure]) -> None:
-    """Wait for a helper, and end this process if it failed: this one may hang in a collective call forever."""
+def _end_of_helper(rank: int, helper: "subprocess.Popen[str]") -> _Failure | None:
+    """Wait for a helper's end; how it failed, if it did."""
     assert helper.stdout is not None
     said, code = helper.stdout.read().strip(), helper.wait()
-    if code in (0, EXIT_INTERRUPTED):
+    return None if code in (0, EXIT_INTERRUPTED) else _Failure(f"process {rank + 1}", code, said)
+
+
+def _end_of_node(node: OtherNode) -> _Failure | None:
+    """Wait for a failure of another node, or for its silent end."""
+    who = f"node {node.number + 1} ({node.name})"
+    message = node.connection.receive()
+    if message is None:
+        return _Failure(who, 0, "")
+    code, said = int(message["code"]), str(message["said"])
+    return None if code in (0, EXIT_INTERRUPTED) else _Failure(who, code, f"on {node.name}: {said}")
+
+
+def _watch(
+    end: Callable[[], _Failure | None],
+    finished: threading.Event,
+    failures: list[_Failure],
+    leave: Callable[[str], NoReturn],
+) -> None:
+    """Wait for an end, and end this process if it is a failure: this one may hang in a collective call forever."""
+    failure = end()
+    if failure is None:
         return
-    failures.append(_Failure(rank, code, said))
+    failures.append(failure)
     if not finished.wait(PATIENCE_SECONDS):
-        print(f"error: {_first(failures) or failures[0]}", file=sys.stderr, flush=True)
-        os._exit(EXIT_USER_ERROR)
+        leave(str(_first(failures) or failures[0]))
+
+
+def _say_and_leave(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    os._exit(EXIT_USER_ERROR)
 
 
 def _first(failures: list[_Failure]) -> _Failure | None:
@@ -183,5 +249,5 @@ def _first(failures: list[_Failure]) -> _Failure | None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]

@@ -11,7 +11,7 @@ from retlab.training.settings import TrainSection
 # Keys of the sections `model` and `train` that change speed, files or the machine, and not which model is trained.
 _FREE = {
     "attention_kernel", "retention_kernel",
-    "device", "devices", "strategy", "threads", "compile", "micro_batch_size", "gradient_checkpointing",
+    "device", "devices", "num_nodes", "strategy", "threads", "compile", "micro_batch_size", "gradient_checkpointing",
     "checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps", "tensorboard", "wandb",
 }  # fmt: skip
 
@@ -47,6 +47,8 @@ class TrainingRequest(Section):
     "Folder of checkpoints and metrics."
     kernels: dict[str, str] = {}
     "What mixers run on where that is not their plain form; see `models.kernel_choice`."
+    continue_from: int | None = None
+    "Step of the checkpoint that all processes begin with; set by the first one."
     start_anew: bool = False
     "Set aside whatever training the run folder holds."
     identity: dict[str, Any]

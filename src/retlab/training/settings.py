@@ -121,8 +121,10 @@ class TrainSection(Section):
     "Start from the weights of a model folder or hub model; null starts anew."
     device: Literal["auto", "cpu", "cuda"] = "auto"
     "Where to train; auto takes a GPU where there is one."
-    devices: int = Field(default=1, ge=1)
-    "Processes on this machine, one per GPU or, on a CPU, joined by gloo."
+    devices: int | None = Field(default=None, ge=1)
+    "Processes on each machine, one per GPU or, on a CPU, joined by gloo; null takes the GPUs of a Slurm job, else 1."
+    num_nodes: int | None = Field(default=None, ge=1)
+    "Machines; null takes those that srun starts the training on, else 1."
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     "How several processes share the work; auto is ddp."
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -158,3 +160,8 @@ class TrainSection(Section):
         if len(keys) > 1:
             raise ValueError(f"found {' and '.join(keys)}; set at most one of max_steps, max_tokens and max_epochs")
         return self
+
+    @property
+    def processes(self) -> int:
+        """Processes over all machines; where the section does not say, one."""
+        return (self.devices or 1) * (self.num_nodes or 1)

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from retlab.models.configuration import CONFIGS, ModelConfig
 from retlab.models.counting import flops_per_token
 from retlab.models.fields import ModelFields
 from retlab.models.kernel_choice import run_on
+from retlab.nodes import Nodes
 from retlab.progress import Progress, progress
 from retlab.section import shown_path
-from retlab.training.checkpoints import CheckpointStore
+from retlab.training.checkpoints import CheckpointStore, load_checkpoint
 from retlab.training.hardware import Hardware, choose_hardware, set_threads
 from retlab.training.initial_weights import load_initial_weights
 from retlab.training.kernels import keeps_documents_apart, micro_batch_size, training_kernels
@@ -32,7 +32,7 @@ from retlab.training.loop import LoopFacts, StepBatches, TrainingLoop
 from retlab.training.metrics import MetricsFile
 from retlab.training.module import TrainingModule
 from retlab.training.optimizer import freeze_parameters
-from retlab.training.processes import helper_processes, is_helper
+from retlab.training.processes import Place, all_processes, is_helper, process_rank
 from retlab.training.request import TrainingRequest
 from retlab.training.run_folder import prepare_run_folder
 from retlab.training.state import TrainingState
@@ -73,6 +73,7 @@ def train(
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
     on_start: Callable[[], None] = lambda: None,
+    nodes: Nodes | None = None,
 ) -> TrainingResult:
     """Train to the end, or from the last checkpoint to the end.
 
@@ -81,6 +82,7 @@ def train(
         say: prints a line for people.
         stop_requested: becomes true when the training should save and leave.
         on_start: called once the run folder is this training's.
+        nodes: the nodes that take part, of which this is the first; None for this machine alone.
 
     Raises:
         UserError: the configuration, the data or the machine does not allow it.
@@ -89,17 +91,32 @@ def train(
     section = request.train
     set_threads(section)
     hardware = choose_hardware(section)
-    if is_helper():
-        return _train(request, hardware, CheckpointStore(_checkpoints(request)).last(), [], say, stop_requested)
     fields = model_config(request)
     # Once for all processes: a measured choice could differ from one to the next.
     choices = training_kernels(fields, request.data, section, hardware, measure=True)
     kernels = {choice.mixer: choice.kernel.name for choice in choices if choice.kernel is not None}
     request = request.model_copy(update={"kernels": kernels})
     checkpoint = prepare_run_folder(request, say)
+    request = request.model_copy(update={"continue_from": checkpoint and checkpoint["step"]})
     on_start()
-    with helper_processes(section.devices - 1, request.model_dump_json()):
+    nodes = nodes or Nodes()
+    place = Place(nodes.address, nodes=nodes.count, devices=section.processes // nodes.count)
+    with all_processes(request.model_dump_json(), place, nodes.others):
         return _train(request, hardware, checkpoint, [choice.line for choice in choices], say, stop_requested)
+
+
+def train_as_helper(request: TrainingRequest, stop_requested: Callable[[], bool]) -> None:
+    """Train as a further process of a training that a first one began with `train`.
+
+    Raises:
+        UserError: this machine cannot, or the training failed.
+        Interrupted: the training was interrupted.
+    """
+    set_threads(request.train)
+    hardware, checkpoint = choose_hardware(request.train), None
+    if request.continue_from is not None:
+        checkpoint = load_checkpoint(CheckpointStore(_checkpoints(request)).path(request.continue_from))
+    _train(request, hardware, checkpoint, [], lambda _line: None, stop_requested)
 
 
 def model_config(request: TrainingRequest) -> ModelConfig:
@@ -190,7 +207,8 @@ def _too_large(request: TrainingRequest, module: TrainingModule) -> tuple[str, s
     """What ran out of memory in a training, and what to do."""
     section, step = request.train, module.state.step
     when = f"in step {step + 1:,}" if module.scored.training else f"in the validation after step {step:,}"
-    micro, share = micro_batch_size(section), section.batch_size // section.devices
+    micro, windows_each = micro_batch_size(section), section.batch_size / section.processes
+    share = int(windows_each) if windows_each.is_integer() else section.batch_size
     windows = f"{micro} {'window' if micro == 1 else 'windows'} of {request.data.sequence_length:,} tokens"
     smaller = [size for size in range(1, micro // 2 + 1) if share % size == 0]
     ways = [f"lower train.micro_batch_size to {smaller[-1]} or less (a step keeps its batch)"] if smaller else []
@@ -220,10 +238,10 @@ def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule,
 
 def _loaders(request: TrainingRequest) -> tuple[TokenLoader, SequentialLoader]:
     """Batches of this process to train on and to validate on."""
-    section, rank = request.train, int(os.environ.get("LOCAL_RANK", "0"))
+    section, rank = request.train, process_rank(request.train.devices or 1)
     micro = micro_batch_size(section)
     shared: dict[str, Any] = {
-        "eos_id": request.eos_id, "pad_id": request.pad_id, "rank": rank, "world_size": section.devices,
+        "eos_id": request.eos_id, "pad_id": request.pad_id, "rank": rank, "world_size": section.processes,
     }  # fmt: skip
     batches = TokenLoader(
         request.data, request.train_shards, global_batch_size=section.batch_size, micro_batch_size=micro,

@@ -1,0 +1,110 @@
+"""slurm/job.sh without Slurm: what it does at a signal, by the exit code of the stage and the requeues so far."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from retlab.section import PROJECT_ROOT
+
+pytestmark = pytest.mark.component
+
+# The stage and what asks the configuration; the first runs until it is signalled.
+RUN_STAGE = """\
+if [ "$1" = enter_job ]; then
+  printf 'notes\\0{folder}\\0requeues\\0003\\0variable\\0GIVEN=a b, $c\\0word\\0one.yaml\\0word\\0--force\\0'
+  exit
+fi
+printf '%s\\n' "$*" "$GIVEN" > {folder}/called
+trap 'exit {code}' USR1 TERM
+touch {folder}/ready
+for i in $(seq 400); do sleep 0.05; done
+"""
+SCONTROL = '#!/bin/bash\necho "$@" >> {folder}/scontrol\n{refusal}\n'
+
+
+def start(folder: Path, code: int = 75, refusal: str = "", **variables: str) -> "subprocess.Popen[str]":
+    """A job in a checkout of stand-ins."""
+    for name in ("slurm", "scripts", "bin"):
+        (folder / name).mkdir()
+    shutil.copy(PROJECT_ROOT / "slurm" / "job.sh", folder / "slurm")
+    (folder / "scripts" / "run_stage.sh").write_text(
+        RUN_STAGE.replace("{folder}", str(folder)).replace("{code}", str(code))
+    )
+    (folder / "bin" / "scontrol").write_text(SCONTROL.format(folder=folder, refusal=refusal))
+    (folder / "bin" / "scontrol").chmod(0o755)
+    (folder / "job").write_text(f'. {folder}/slurm/job.sh\nrun_as_job train_model "$@"\n')
+    changed = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables}
+    command, merged = ["bash", str(folder / "job"), "one.yaml"], subprocess.STDOUT
+    return subprocess.Popen(command, env=changed, stdout=subprocess.PIPE, stderr=merged, text=True)
+
+
+def signalled(folder: Path, job: "subprocess.Popen[str]", number: signal.Signals) -> tuple[str, dict[str, object]]:
+    """What the job says and notes when it is signalled while the stage runs."""
+    end = time.monotonic() + 30
+    while not (folder / "ready").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job.send_signal(number)
+    text, _ = job.communicate(timeout=30)
+    (note,) = (json.loads(file.read_text()) for file in folder.glob("*.ended.json"))
+    return text, note
+
+
+def test_told_to_leave_it_goes_back_into_the_queue(tmp_path: Path) -> None:
+    job = start(tmp_path, SLURM_RESTART_COUNT="2")
+    text, note = signalled(tmp_path, job, signal.SIGUSR1)
+    assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
+    assert "requeue 3 of at most 3" in text
+    assert (note["code"], note["outcome"], job.returncode) == (75, "requeued", 75)
+    assert (tmp_path / "called").read_text() == "train_model one.yaml --force\na b, $c\n"
+
+
+def test_a_task_of_an_array_is_requeued_alone(tmp_path: Path) -> None:
+    job = start(tmp_path, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="0")
+    signalled(tmp_path, job, signal.SIGUSR1)
+    assert (tmp_path / "scontrol").read_text() == "requeue 7_0\n"
+    assert (tmp_path / "7_0.ended.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "restarts", "said", "outcome"),
+    [
+        (signal.SIGUSR1, 75, "3", "cluster.max_requeues: 3", "no requeue left"),
+        (signal.SIGUSR1, 2, "0", "", "failed"),
+        (signal.SIGUSR1, 0, "0", "", "done"),
+        (signal.SIGTERM, 75, "0", "told to end", "told to end"),
+    ],
+)
+def test_it_does_not_go_back(
+    number: signal.Signals, code: int, restarts: str, said: str, outcome: str, tmp_path: Path
+) -> None:
+    job = start(tmp_path, code, SLURM_RESTART_COUNT=restarts)
+    text, note = signalled(tmp_path, job, number)
+    assert not (tmp_path / "scontrol").exists()
+    assert said in text
+    assert (note["outcome"], note["code"], job.returncode) == (outcome, code, code)
+
+
+def test_a_refused_requeue_is_named(tmp_path: Path) -> None:
+    job = start(tmp_path, refusal="echo Access denied >&2; exit 1")
+    text, note = signalled(tmp_path, job, signal.SIGUSR1)
+    assert "scontrol requeue 7 failed: Access denied" in text
+    assert note["outcome"] == "not requeued: scontrol failed"
+
+
+def test_sbatch_words_in_a_job_come_too_late(tmp_path: Path) -> None:
+    job = start(tmp_path)
+    job.kill()
+    job.wait()
+    again = subprocess.run(
+        ["bash", str(tmp_path / "job"), "one.yaml", "--", "-N2"],
+        env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "put them before the script's name" in again.stderr

@@ -1,0 +1,59 @@
+"""All stages as a chain of jobs, and what becomes of the chain when one of them fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.conftest import TINY
+from tests.slurm.experiments import script
+from tests.slurm.private import PrivateSlurm
+
+from retlab.section import PROJECT_ROOT
+
+pytestmark = pytest.mark.component
+
+CONFIG = """\
+name: chain
+output_dir: {folder}/runs
+data: {{source: python-stdlib, folder: {folder}/data}}
+emissions: {{enabled: false}}
+cluster: {{partition: main, time: 20:00, environment: {{OMP_NUM_THREADS: 1, LEARNT: "a, b=c"}}}}
+"""
+
+
+def _jobs(folder: Path) -> dict[str, int]:
+    notes = [json.loads(file.read_text()) for file in (folder / "runs" / "chain" / "slurm").glob("[0-9]*.json")]
+    return {note["stage"]: note["job"] for note in notes if "stage" in note}
+
+
+def test_the_whole_chain_runs(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text(CONFIG.format(folder=tmp_path))
+    answer = script(PROJECT_ROOT, "submit_pipeline.sh", "chain.yaml", *TINY, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    jobs = _jobs(tmp_path)
+    again = script(PROJECT_ROOT, "05_train_model.sh", "chain.yaml", *TINY, cwd=tmp_path)
+    assert (again.returncode, "in the queue already" in again.stderr) == (2, True), again.stderr
+    ended = slurm.wait(*jobs.values(), timeout=300)
+    assert len(ended) == 8
+    assert {job["JobState"] for job in ended} == {"COMPLETED"}, slurm.report(*jobs.values())
+    assert (tmp_path / "runs" / "chain" / "results.json").is_file()
+    status = script(PROJECT_ROOT, "status.sh", "chain.yaml", *TINY, cwd=tmp_path)
+    assert status.stdout.count(" done ") == 8, status.stdout
+    assert "all stages are done" in status.stdout
+
+
+def test_a_failing_stage_leaves_the_rest_cancelled(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text(CONFIG.format(folder=tmp_path))
+    source = f"data.source={tmp_path}/not-there.txt"
+    answer = script(PROJECT_ROOT, "submit_pipeline.sh", "chain.yaml", source, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    jobs = _jobs(tmp_path)
+    slurm.wait(*jobs.values())
+    (first,), rest = slurm.jobs(jobs.pop("download_data")), slurm.jobs(*jobs.values())
+    assert (first["JobState"], first["ExitCode"]) == ("FAILED", "2:0")
+    assert {job["JobState"] for job in rest} == {"CANCELLED"}
+    status = script(PROJECT_ROOT, "status.sh", "chain.yaml", source, cwd=tmp_path).stdout
+    assert "exit code 2" in status
+    assert "not-there.txt" in "".join(status.split())
+    assert status.count("cancelled") == 7
+    assert max(len(line) for line in status.splitlines() if not line.startswith("bash ")) < 100

@@ -1,0 +1,75 @@
+"""What Slurm rejects, or leaves waiting for ever, is said with its words and with the key that it comes from."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.slurm.experiments import script
+from tests.slurm.private import PrivateSlurm
+
+from retlab.section import PROJECT_ROOT
+
+pytestmark = pytest.mark.component
+WITH_SLURM = pytest.mark.usefixtures("slurm")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\noutput_dir: {tmp_path}/runs\ndata: {{folder: {tmp_path}/data}}\n")
+    return file
+
+
+@WITH_SLURM
+@pytest.mark.parametrize(
+    ("words", "said", "origin"),
+    [
+        (["cluster.partition=nope"], "invalid partition specified: nope", "cluster.partition: nope"),
+        (["cluster.stages.train_model={partition: nope}"], "nope", "cluster.stages.train_model.partition: nope"),
+        (["--", "-p", "nope"], "invalid partition specified: nope", "--partition=nope after --"),
+        (["cluster.time=soon"], "Invalid --time specification", "cluster.time: soon"),
+        (["cluster.memory=9999G"], "Memory specification can not be satisfied", "cluster.memory: 9999G"),
+        (["cluster.gpus=h100:1"], "node configuration", "cluster.gpus: h100:1"),
+        (["--", "--no-such-option"], "--no-such-option", "--no-such-option after --"),
+    ],
+)
+def test_what_slurm_rejects(config: Path, words: list[str], said: str, origin: str) -> None:
+    answer = script(PROJECT_ROOT, "05_train_model.sh", str(config), *words)
+    assert (answer.returncode, answer.stderr.count("\n"), answer.stdout) == (2, 1, ""), answer.stderr
+    assert said in answer.stderr
+    assert origin in answer.stderr
+    assert not (config.parent / "runs" / "mine").exists()
+
+
+def test_a_chain_that_cannot_be_submitted_as_a_whole_is_not_submitted(slurm: PrivateSlurm, config: Path) -> None:
+    word = "cluster.stages={train_model: {partition: nope}}"
+    answer = script(PROJECT_ROOT, "submit_pipeline.sh", str(config), word)
+    assert (answer.returncode, "nothing is left in the queue" in answer.stderr) == (2, True), answer.stderr
+    assert not slurm.run("squeue", "-h").stdout
+
+
+@WITH_SLURM
+def test_a_job_that_can_never_start_is_named(config: Path) -> None:
+    answer = script(PROJECT_ROOT, "01_download_data.sh", str(config), "cluster.partition=short", "cluster.time=1:00:00")
+    for text in (answer.stdout, script(PROJECT_ROOT, "status.sh", str(config)).stdout):
+        # Slurm's first look gives a more general reason than its second.
+        assert re.search(r"(PartitionTimeLimit|PartitionConfig): .*cluster\.time", text), text
+
+
+def test_without_slurm_it_is_one_sentence(config: Path, tmp_path: Path) -> None:
+    """The programs of scripts alone: a machine that has no Slurm."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "env", "python3"):
+        found = shutil.which(name)
+        assert found
+        (tools / name).symlink_to(found)
+    for name in ("submit_pipeline.sh", "05_train_model.sh"):
+        command = ["bash", str(PROJECT_ROOT / "slurm" / name), str(config)]
+        kept = {"PATH": str(tools), "VIRTUAL_ENV": sys.prefix}
+        answer = subprocess.run(command, capture_output=True, text=True, env=kept)
+        assert (answer.returncode, answer.stderr.count("\n")) == (2, 1), answer.stderr
+        assert "sbatch is not installed here" in answer.stderr
