@@ -75,7 +75,7 @@ def client() -> "Iterator[distributed.Client]":
 
 @pytest.fixture
 def cluster(client: "distributed.Client") -> Iterator["distributed.Client"]:
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(1, timeout=120)
     with on_cluster(Remote(client, "the cluster", "its logs", lambda: None)):
         yield client
 
@@ -134,7 +134,7 @@ def test_what_goes_wrong_on_workers_is_a_sentence(
 
     assert refusal(_fail, tmp_path / "part") == "part is damaged"
     assert "every worker that worked on" in refusal(_die, tmp_path / "part.parquet")
-    cluster.wait_for_workers(2, timeout=60)
+    cluster.wait_for_workers(1, timeout=120)
     assert "does not see the folder /nowhere/shared" in refusal(_fail, Path("/nowhere/shared/part"))
     monkeypatch.setattr(remote, "identity", lambda: {"pyarrow": "0.1"})
     assert "and here it is 0.1" in refusal(_fail, tmp_path / "part")

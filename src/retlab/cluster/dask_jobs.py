@@ -49,7 +49,7 @@ def worker_jobs(
 
     logs.mkdir(parents=True, exist_ok=True)
     name = f"retlab-dask-{stage}-{uuid4().hex[:8]}"
-    refusals: list[UserError] = []
+    refusals: list[Exception] = []
     # A worker that is lost is no fault of its task; one that takes five with it is.
     settings = {"distributed.scheduler.allowed-failures": 5, "distributed.comm.timeouts.connect": "60s"}
     with dask.config.set(settings), contextlib.ExitStack() as stack:
@@ -82,10 +82,11 @@ def _check_programs() -> None:
 
 
 def _cluster(
-    section: ClusterSection, stage: str, processes: int | None, logs: Path, name: str, refusals: list[UserError]
+    section: ClusterSection, stage: str, processes: int | None, logs: Path, name: str, refusals: list[Exception]
 ) -> "SLURMCluster":
     from dask_jobqueue import SLURMCluster
     from dask_jobqueue.slurm import SLURMJob
+    from distributed.deploy.spec import ProcessInterface
 
     output = str(logs).replace("%", "%%")
     # The lost are replaced, and not put into the queue again.
@@ -94,11 +95,15 @@ def _cluster(
     class WorkerJob(SLURMJob):
         async def _submit_job(self, script_filename: str) -> str:
             submit = partial(sbatch.submit, [*words, script_filename], stage=stage, cluster=section)
+            return str(await asyncio.to_thread(submit))
+
+        async def start(self) -> None:
             try:
-                return str(await asyncio.to_thread(submit))
-            except UserError as error:
+                await super().start()
+            except Exception as error:
+                # The stage's own thread raises it.
                 refusals.append(error)
-                raise
+                await ProcessInterface.start(self)
 
     cores = _cores(section, stage)
     processes = min(processes or cores, cores)
@@ -141,7 +146,7 @@ class _Watch:
         count: int,
         name: str,
         logs: Path,
-        refusals: list[UserError],
+        refusals: list[Exception],
         say: Callable[[str], None],
     ) -> None:
         self._cluster, self._count, self._name, self._logs = cluster, count, name, logs

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import dask
+import dask.threaded
 from dask.callbacks import Callback
 
 from retlab.data.remote import Remote, run_remotely
@@ -60,7 +61,7 @@ def run_tasks(
 
     tasks = [dask.delayed(function, pure=False)(*call) for call in calls]
     with dask.config.set({"num_workers": workers} if workers else {}), Callback(posttask=arrived):
-        return list(dask.compute(*tasks, scheduler="threads"))
+        return list(dask.compute(*tasks, scheduler=dask.threaded.get))
 
 
 @contextlib.contextmanager
