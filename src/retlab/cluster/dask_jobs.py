@@ -64,11 +64,15 @@ def worker_jobs(
 
 def _check_programs() -> None:
     missing = []
+    # dask-jobqueue takes signals over when it is imported.
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     for package in ("dask_jobqueue", "distributed", "cryptography"):
         try:
             __import__(package)
         except ImportError:
             missing.append(package.replace("_", "-"))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     if missing:
         raise UserError(
             f"cluster.dask: slurm needs {' and '.join(missing)}, which this Python has not; install it with"
