@@ -46,6 +46,12 @@ def main() -> None:
         config, rest = _begin(config, stage, job, rest, now)
     if stage == "tokenize_data" and index and not set(rest) & set(SPLITS):
         rest.append(SPLITS[int(index)])
+    if stage == "grid_search":
+        if any(word.startswith("--trials=") for word in rest):
+            rest.append(f"--task={index}")
+        elif "--table" not in rest:
+            # In a job a sweep is submitted as an array, wherever it would run otherwise.
+            rest.append("grid_search.engine=slurm")
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     start = StartNote(
         log=os.path.realpath("/proc/self/fd/2"),

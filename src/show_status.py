@@ -10,6 +10,7 @@ from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
 from retlab.sweep.results import FAILURE, RESULT
+from retlab.sweep.slurm_status import sweep_status
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
@@ -28,9 +29,12 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
 
 
 def grid_search(config: ExperimentConfig) -> Status | None:
-    """How many trials are done, where there is a grid."""
+    """How far the trials are, where there is a grid."""
     if not config.grid_search.axes:
         return None
+    status = sweep_status(config)
+    if status is not None:
+        return status
     folder = config.grid_search.trials_folder or config.output_dir / "trials"
     done, failed = (len(list(folder.glob(f"*/{name}"))) for name in (RESULT, FAILURE))
     detail = f"{done} trials have a result, {failed} failed; {shown_path(folder)}"

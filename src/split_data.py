@@ -27,9 +27,12 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
 
     def build(folder: Path) -> dict[str, Any]:
         # Imported here, so that a stage that is up to date says so at once.
+        from retlab.cluster.dask_client import data_cluster
         from retlab.data.split import split_documents
 
-        report = split_documents(data, data.raw_folder, folder)
+        logs = config.run_folder / "slurm"
+        with data_cluster(config.cluster, stage.name, data.dask_workers, logs, stage.say):
+            report = split_documents(data, data.raw_folder, folder)
         for split, counts in report["splits"].items():
             stage.say(
                 f"{split}: {counted(counts['documents'], 'document')} ({counts['share_of_documents']:.2%}),"

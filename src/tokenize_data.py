@@ -3,6 +3,7 @@
 python src/tokenize_data.py configs/quickstart.yaml train validation test
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from retlab.stage import Stage
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Write the shards of each split to `data.tokens_folder`/<split>."""
-    for split in [name for name in SPLITS if name in command.words] or SPLITS:
-        _tokenise(config, command, split)
+    # One Dask cluster for all splits, where there is one.
+    with contextlib.ExitStack() as stack:
+        for split in [name for name in SPLITS if name in command.words] or SPLITS:
+            _tokenise(config, command, split, stack)
 
 
-def _tokenise(config: ExperimentConfig, command: StageCommand, split: SplitName) -> None:
+def _tokenise(config: ExperimentConfig, command: StageCommand, split: SplitName, stack: contextlib.ExitStack) -> None:
     data, tokenizer = config.data, config.tokenizer.folder
     assert tokenizer is not None
     stage = Stage(
@@ -35,8 +38,13 @@ def _tokenise(config: ExperimentConfig, command: StageCommand, split: SplitName)
 
     def build(folder: Path) -> dict[str, Any]:
         # Imported here, so that a stage that is up to date says so at once.
+        from retlab.cluster.dask_client import data_cluster
+        from retlab.data.parallel import is_remote
         from retlab.data.tokens import tokenise
 
+        if not is_remote():
+            logs = config.run_folder / "slurm"
+            stack.enter_context(data_cluster(config.cluster, stage.name, data.dask_workers, logs, stage.say))
         report.update(tokenise(data, data.splits_folder / split, tokenizer, folder))
         return report
 

@@ -32,12 +32,15 @@ def cores() -> int:
 class Encoder:
     """Text to ids, documents in pieces where the tokenizer allows it."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """Take the fast core of a tokenizer, as `text_tokenizer` gives it; ids are uint16, or uint32 above 65,536."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, available: int | None = None) -> None:
+        """Take the fast core of a tokenizer, as `text_tokenizer` gives it; ids are uint16, or uint32 above 65,536.
+
+        `available` is how many cores it may use; None is all that this process may. The ids do not depend on it.
+        """
         self._tokenizer, self._can_be_cut = tokenizer, can_be_cut(tokenizer)
         self._dtype = token_dtype(vocab_size)
         self._large = threading.Lock()
-        use_memo = self._can_be_cut and cores() <= FEW_CORES
+        use_memo = self._can_be_cut and (available or cores()) <= FEW_CORES
         self._memo = WordMemo(tokenizer, self._dtype) if use_memo else None
 
     def documents(self, texts: pa.LargeStringArray, source: Path) -> Iterator[np.ndarray]:

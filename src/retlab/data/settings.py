@@ -68,7 +68,7 @@ class DataSection(Section):
     loader_workers: int = Field(default=0, ge=0)
     "Processes that prepare batches; 0 prepares them in a thread of the training process."
     dask_workers: int | None = Field(default=None, ge=1)
-    "Dask threads of the split and tokenise stages; null is one per core."
+    "Dask threads of the split and tokenise stages, or processes of a worker job (cluster.dask); null is one per core."
 
     @field_validator("source")
     @classmethod

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from retlab.data.documents import DocumentFile, part_name, text_offsets
-from retlab.data.parallel import run_tasks
+from retlab.data.parallel import run_tasks, written_aside
 
 BUCKET_BYTES = 64 * 2**20
 """Text that one bucket holds at most on average, and that a worker orders at a time."""
@@ -55,7 +55,7 @@ class Scatter:
 
     def __init__(self, plan: Plan, scratch: Path, number: int) -> None:
         self._plan, self._scratch, self._number = plan, scratch, number
-        self._runs = self._bytes = 0
+        self.runs = self._bytes = 0
         self._texts: list[pa.LargeStringArray] = []
         self._buckets: list[npt.NDArray[np.int64]] = []
         self._keys: list[Keys] = []
@@ -85,28 +85,36 @@ class Scatter:
         table = pa.record_batch(columns, schema=_RUN_SCHEMA)
         count = self._plan.first_buckets[-1]
         limits = np.searchsorted(buckets[order], np.arange(count + 1))
-        path = self._scratch / f"run-{self._number:05d}-{self._runs:05d}.arrow"
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _RUN_SCHEMA, options=_COMPRESSED) as run:
+        path = self._scratch / f"run-{self._number:05d}-{self.runs:05d}.arrow"
+        with (
+            written_aside(path, self._scratch) as aside,
+            pa.OSFile(str(aside), "wb") as file,
+            pa.ipc.new_file(file, _RUN_SCHEMA, options=_COMPRESSED) as run,
+        ):
             for start, end in itertools.pairwise(limits.tolist()):
                 run.write_batch(table.slice(start, end - start))
-        self._runs += 1
+        self.runs += 1
 
 
-def gather(plan: Plan, scratch: Path, folders: list[Path], workers: int | None, advance: Callable[[int], None]) -> None:
-    """Order every bucket and write it as one parquet part of its split's folder; `advance` is told of text bytes."""
+def gather(
+    plan: Plan, scratch: Path, runs: int, folders: list[Path], workers: int | None, advance: Callable[[int], None]
+) -> None:
+    """Order every bucket of so many runs and write it as one parquet part of its split's folder; `advance` is told of
+    text bytes."""
     firsts = plan.first_buckets
     calls = [
-        (scratch, firsts[index] + number, plan.bits[index], folder / part_name(number))
+        (scratch, runs, firsts[index] + number, plan.bits[index], folder / part_name(number))
         for index, folder in enumerate(folders)
         for number in range(2 ** plan.bits[index])
     ]
     run_tasks(_order_bucket, calls, workers, advance)
 
 
-def _order_bucket(scratch: Path, bucket: int, bits: int, target: Path) -> int:
+def _order_bucket(scratch: Path, count: int, bucket: int, bits: int, target: Path) -> int:
     """Write one bucket in its final order. Memory stays bounded when copies of one text make it very large:
     the order is found from the keys alone, and the texts are then fetched for one stretch of it at a time."""
     runs = sorted(scratch.glob("run-*.arrow"))
+    assert len(runs) == count, f"{scratch} holds {len(runs)} of {count} runs"
     heads = [_read(run, bucket, ["key", "bytes"]) for run in runs]
     keys = np.concatenate([head.column(0).to_numpy() for head in heads])
     if len(keys) == 0:
@@ -114,7 +122,7 @@ def _order_bucket(scratch: Path, bucket: int, bits: int, target: Path) -> int:
     order = np.argsort(places(keys, bits), kind="stable")
     ends = np.cumsum(np.concatenate([head.column(1).to_numpy() for head in heads])[order])
     firsts = np.cumsum([0, *(head.num_rows for head in heads)])
-    with DocumentFile(target) as file:
+    with written_aside(target, scratch) as aside, DocumentFile(aside) as file:
         start = 0
         while start < len(order):
             limit = (ends[start - 1] if start else 0) + BUCKET_BYTES * 2

@@ -1,8 +1,8 @@
 """Stage 2: documents into train, validation and test, decided by each document's text alone."""
 
+import contextlib
 import hashlib
 import itertools
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,22 @@ import pyarrow.parquet as pq
 
 from retlab.data import shuffle
 from retlab.data.documents import DocumentFile, is_empty, part_name, text_offsets
-from retlab.data.parallel import run_tasks
+from retlab.data.parallel import run_tasks, scratch_folder, written_aside
 from retlab.data.reading import parts_of, readable, texts_of
 from retlab.data.settings import SPLITS, DataSection, SplitShares
 from retlab.errors import UserError
 from retlab.progress import counted, progress
 
-_SCRATCH = ".scratch"
-
 
 @dataclass
 class Counts:
-    """Documents and bytes per split, and the empty documents that were left out."""
+    """Documents and bytes per split, the empty documents that were left out, and the runs to gather."""
 
     documents: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     bytes: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     empty: int = 0
     read: int = 0
+    runs: int = 0
 
     def add(self, other: "Counts") -> None:
         """Add another part's counts to these."""
@@ -39,6 +38,7 @@ class Counts:
         self.bytes = [mine + its for mine, its in zip(self.bytes, other.bytes, strict=True)]
         self.empty += other.empty
         self.read += other.read
+        self.runs += other.runs
 
 
 def split_documents(section: DataSection, raw: Path, folder: Path) -> dict[str, Any]:
@@ -57,19 +57,18 @@ def split_documents(section: DataSection, raw: Path, folder: Path) -> dict[str, 
     sizes = [_text_bytes(part) for part in parts]
     for split in SPLITS:
         (folder / split).mkdir()
-    scratch = folder / _SCRATCH
-    scratch.mkdir()
     plan = shuffle.plan(sum(sizes), _shares(section.splits)) if section.shuffle else None
     counts = Counts()
-    with progress("split", sum(sizes), "byte") as bar:
-        calls = [(part, number, section, plan, folder, scratch) for number, part in enumerate(parts)]
-        for part_counts in run_tasks(_split_part, calls, section.dask_workers, lambda one: bar.advance(one.read)):
-            counts.add(part_counts)
-    _check(section, counts)
-    if plan:
-        with progress("shuffle", sum(counts.bytes), "byte") as bar:
-            shuffle.gather(plan, scratch, [folder / split for split in SPLITS], section.dask_workers, bar.advance)
-    shutil.rmtree(scratch)
+    with scratch_folder(folder) as scratch:
+        with progress("split", sum(sizes), "byte") as bar:
+            calls = [(part, number, section, plan, folder, scratch) for number, part in enumerate(parts)]
+            for part_counts in run_tasks(_split_part, calls, section.dask_workers, lambda one: bar.advance(one.read)):
+                counts.add(part_counts)
+        _check(section, counts)
+        if plan:
+            with progress("shuffle", sum(counts.bytes), "byte") as bar:
+                folders = [folder / split for split in SPLITS]
+                shuffle.gather(plan, scratch, counts.runs, folders, section.dask_workers, bar.advance)
     return _report(counts)
 
 
@@ -106,11 +105,19 @@ def _text_bytes(part: Path) -> int:
 def _split_part(
     part: Path, number: int, section: DataSection, plan: shuffle.Plan | None, folder: Path, scratch: Path
 ) -> Counts:
+    with contextlib.ExitStack() as files:
+        if plan:
+            writer: _InOrder | shuffle.Scatter = shuffle.Scatter(plan, scratch, number)
+        else:
+            writer = _InOrder(folder, scratch, number, files)
+        counts = _divide(part, section, writer)
+    counts.read = _text_bytes(part)
+    counts.runs = writer.runs
+    return counts
+
+
+def _divide(part: Path, section: DataSection, writer: "_InOrder | shuffle.Scatter") -> Counts:
     counts = Counts()
-    if plan:
-        writer: _InOrder | shuffle.Scatter = shuffle.Scatter(plan, scratch, number)
-    else:
-        writer = _InOrder(folder, number)
     for texts in texts_of(part, "download_data"):
         empty = is_empty(texts)
         counts.empty += empty.true_count
@@ -123,29 +130,31 @@ def _split_part(
             counts.bytes[index] += int(lengths[splits == index].sum())
         writer.write(texts, splits, hashes[:, 1])
     writer.close()
-    counts.read = _text_bytes(part)
     return counts
 
 
 class _InOrder:
-    """Writes one raw part's documents to a part of the same number in each split."""
+    """Writes one raw part's documents to a part of the same number in each split; `files` closes them."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    runs = 0
+
+    def __init__(self, folder: Path, scratch: Path, number: int, files: contextlib.ExitStack) -> None:
         self._paths = [folder / split / part_name(number) for split in SPLITS]
-        self._files: dict[int, DocumentFile] = {}
+        self._scratch, self._files = scratch, files
+        self._open: dict[int, DocumentFile] = {}
 
     def write(self, texts: pa.LargeStringArray, splits: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]) -> None:
         del keys
         for index, path in enumerate(self._paths):
             chosen = texts.filter(pa.array(splits == index))
             if len(chosen):
-                if index not in self._files:
-                    self._files[index] = DocumentFile(path)
-                self._files[index].write(chosen)
+                if index not in self._open:
+                    aside = self._files.enter_context(written_aside(path, self._scratch))
+                    self._open[index] = self._files.enter_context(DocumentFile(aside))
+                self._open[index].write(chosen)
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        """All is written when `files` closes."""
 
 
 def _check(section: DataSection, counts: Counts) -> None:

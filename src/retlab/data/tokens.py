@@ -1,5 +1,6 @@
 """Documents into token shards: batched encoding in bounded memory, the same bytes whatever the number of workers."""
 
+import functools
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from retlab.artifacts import sha256_file
 from retlab.data.encoding import Encoder, cores
-from retlab.data.parallel import run_tasks
+from retlab.data.parallel import is_remote, run_tasks, scratch_folder, written_aside
 from retlab.data.reading import parts_of, text_bytes, texts_of
 from retlab.data.settings import DataSection
 from retlab.data.shards import shard_schema
@@ -25,6 +27,7 @@ ROW_GROUP_TOKENS = 2**20
 ROW_GROUP_DOCUMENTS = 4096
 MOST_THREADS = 4
 """The tokenizer has a thread per core itself; more of ours add memory and no speed."""
+_TOKENIZER = "tokenizer.json"
 
 
 def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:
@@ -48,16 +51,17 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     parts = parts_of(texts_folder)
     if not parts:
         raise UserError(f"{shown_path(texts_folder)} holds no documents; get more text and split it again")
-    threads = section.dask_workers or min(MOST_THREADS, cores())
-    encoder, schema = Encoder(text_tokenizer(tokenizer), vocab_size), shard_schema(vocab_size)
-    with progress(f"tokenise {texts_folder.name}", text_bytes(texts_folder), "byte") as bar:
-        job = _Job(encoder, schema, bar)
-        try:
-            calls = [(part, folder / part.name) for part in parts]
-            counts = np.array(run_tasks(job.run, calls, threads, lambda _: None))
-        finally:
-            # Where one part fails or a signal comes, the others need not be finished.
-            job.stopped.set()
+    core = text_tokenizer(tokenizer)
+    name = f"tokenise {texts_folder.name}"
+    with scratch_folder(folder) as scratch, progress(name, text_bytes(texts_folder), "byte") as bar:
+        targets = [(part, folder / part.name, scratch) for part in parts]
+        if is_remote():
+            core.save(str(scratch / _TOKENIZER))
+            calls = [(*target, vocab_size) for target in targets]
+            found = run_tasks(_encode_remotely, calls, None, lambda counts: bar.advance(counts[2]))
+        else:
+            found = _encode_here(section, core, vocab_size, bar, targets)
+    counts = np.array(found)
     documents, tokens, size = (int(count) for count in counts.sum(axis=0))
     return {
         "documents": documents,
@@ -70,27 +74,60 @@ def tokenise(section: DataSection, texts_folder: Path, tokenizer_folder: Path, f
     }
 
 
+_Counts = tuple[int, int, int]
+_Part = tuple[Path, Path, Path]
+
+
+def _encode_here(
+    section: DataSection, core: Tokenizer, vocab_size: int, bar: Progress, parts: list[_Part]
+) -> list[_Counts]:
+    threads = section.dask_workers or min(MOST_THREADS, cores())
+    job = _Job(Encoder(core, vocab_size, cores()), shard_schema(vocab_size), bar)
+    try:
+        return run_tasks(job.run, parts, threads, lambda _: None)
+    finally:
+        # Where one part fails or a signal comes, the others need not be finished.
+        job.stopped.set()
+
+
+def _encode_remotely(source: Path, target: Path, scratch: Path, vocab_size: int) -> _Counts:
+    """Encode one part on a worker, whose threads share a tokenizer."""
+    from distributed import get_worker
+
+    encoder = _encoder(scratch / _TOKENIZER, vocab_size, get_worker().state.nthreads)
+    return _Job(encoder, shard_schema(vocab_size)).run(source, target, scratch)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(file: Path, vocab_size: int, threads: int) -> Encoder:
+    core = Tokenizer.from_file(str(file))
+    # What a tokenizer's file does not hold, as `text_tokenizer` sets it.
+    core.encode_special_tokens = True
+    return Encoder(core, vocab_size, threads)
+
+
 @dataclass(eq=False)
 class _Job:
     """Encoding the parts of one split, several at a time."""
 
     encoder: Encoder
     schema: pa.Schema
-    bar: Progress
+    bar: Progress | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, source: Path, target: Path) -> tuple[int, int, int]:
+    def run(self, source: Path, target: Path, scratch: Path) -> _Counts:
         """Encode one part. Returns its documents, tokens and bytes of text."""
-        with _ShardFile(target, self.schema) as shard:
+        with written_aside(target, scratch) as aside, _ShardFile(aside, self.schema) as shard:
             for texts in texts_of(source):
                 sizes = pc.binary_length(texts).to_numpy()
                 for ids, size in zip(self.encoder.documents(texts, source), sizes, strict=True):
                     if self.stopped.is_set():
                         raise Interrupted("another part failed or a signal came")
                     shard.add(ids, int(size))
-                    with self.lock:
-                        self.bar.advance(int(size))
+                    if self.bar is not None:
+                        with self.lock:
+                            self.bar.advance(int(size))
         return shard.documents, shard.tokens, shard.bytes
 
 

@@ -1,0 +1,156 @@
+"""A sweep as job arrays of Slurm: a task for each trial that is missing, and after them a job that makes the table."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from retlab.cluster import queue, sbatch
+from retlab.cluster.client import call
+from retlab.cluster.notes import JobNote, keep_config, notes_folder, write_note
+from retlab.errors import UserError
+from retlab.section import PROJECT_ROOT, shown_path
+from retlab.sweep.grid import Grid, Trial
+from retlab.sweep.results import read_failure, read_result
+from retlab.sweep.submissions import (
+    Submission,
+    TrialArray,
+    new_submission,
+    tasks,
+    write_submission,
+    write_trials,
+)
+
+_SCRIPT = PROJECT_ROOT / "slurm" / "07_grid_search.sh"
+_STAGE = "grid_search"
+# Slurm's own default.
+_MAX_ARRAY_SIZE = 1001
+
+
+def missing_trials(grid: Grid, retry_failed: bool) -> list[Trial]:
+    """The trials without a result; those that failed only if they are to be tried again."""
+    without = [trial for trial in grid.trials if read_result(trial.folder) is None]
+    return [trial for trial in without if retry_failed or read_failure(trial.folder) is None]
+
+
+def submit_sweep(
+    grid: Grid, say: Callable[[str], None], *, retry_failed: bool = False, given: Sequence[str] = ()
+) -> Submission | None:
+    """Submit the trials that are missing and not in the queue already, and the job that makes the table after them.
+
+    Args:
+        grid: the sweep.
+        say: prints a line for people.
+        retry_failed: submit those that failed, too.
+        given: the user's own words for sbatch.
+
+    Returns:
+        The jobs; None where nothing is missing and nothing in the queue.
+
+    Raises:
+        UserError: sbatch is not here, or Slurm refuses; then nothing of this submission is left in the queue.
+    """
+    live = {task.trial for task in tasks(grid.config) if task.is_live}
+    missing = missing_trials(grid, retry_failed)
+    wanted = [trial for trial in missing if trial.id not in live]
+    waiting = len(missing) - len(wanted)
+    if waiting:
+        say(f"{waiting} of the missing trials are in the queue already")
+    if not wanted:
+        return Submission() if waiting else None
+    folder = new_submission(grid.config)
+    size = max_array_size()
+    lists = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    submission = Submission()
+    try:
+        for number, trials in enumerate(lists):
+            write_trials(folder / f"trials-{number}.jsonl", trials)
+            array = _submit_array(grid, folder, number, trials, submission, retry_failed, given)
+            submission = Submission(arrays=[*submission.arrays, array])
+            write_submission(folder, submission)
+            say(f"submitted {len(trials)} trials: job array {array.job}, {_at_a_time(grid, trials)} at a time")
+        submission = Submission(arrays=submission.arrays, table=_submit_table(grid, submission, given))
+        write_submission(folder, submission)
+    except BaseException:
+        sbatch.cancel([array.job for array in submission.arrays])
+        raise
+    say(f"submitted the table: job {submission.table}, after them")
+    say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
+    for line in _what_waits(submission):
+        say(line)
+    return submission
+
+
+def max_array_size() -> int:
+    """Tasks that a job array of this cluster may have."""
+    answer = call(["scontrol", "show", "config"])
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, flags=re.MULTILINE)
+    return max(1, int(found[1])) if found else _MAX_ARRAY_SIZE
+
+
+def _at_a_time(grid: Grid, trials: Sequence[Trial]) -> int:
+    return min(grid.config.grid_search.max_parallel, len(trials))
+
+
+def _submit_array(
+    grid: Grid,
+    folder: Path,
+    number: int,
+    trials: Sequence[Trial],
+    before: Submission,
+    retry_failed: bool,
+    given: Sequence[str],
+) -> TrialArray:
+    name = f"trials-{grid.config.name}-{folder.name}-{number}"
+    log = f"{_percents(notes_folder(grid.config))}/trials-%A_%a.log"
+    words = [f"--array=0-{len(trials) - 1}%{grid.config.grid_search.max_parallel}"]
+    # The next array begins when the one before has ended, so that never more than max_parallel run.
+    if before.arrays:
+        words.append(f"--dependency=afterany:{before.arrays[-1].job}")
+    file = folder / f"trials-{number}.jsonl"
+    task = [f"--trials={file}", *(["--retry-failed"] if retry_failed else [])]
+    job = _submit(grid, "trials", name, log, words, task, given if not before.arrays else _independent(given))
+    return TrialArray(job=job, name=name, file=file.name, log=log.replace("%%", "%"))
+
+
+def _submit_table(grid: Grid, submission: Submission, given: Sequence[str]) -> int:
+    name = f"table-{grid.config.name}"
+    log = f"{_percents(notes_folder(grid.config))}/table-%j.log"
+    words = [f"--dependency=afterany:{':'.join(str(array.job) for array in submission.arrays)}"]
+    return _submit(grid, "table", name, log, words, ["--table"], _independent(given))
+
+
+def _submit(
+    grid: Grid, kind: str, name: str, log: str, words: Sequence[str], task: Sequence[str], given: Sequence[str]
+) -> int:
+    config = grid.config
+    file = str(keep_config(config))
+    # The job finds this checkout whatever script it was started with.
+    os.environ["RETLAB_ROOT"] = str(PROJECT_ROOT)
+    own = [f"--job-name={name}", f"--output={log}", f"--chdir={PROJECT_ROOT}", "--export=ALL", *words]
+    job = sbatch.submit([*own, str(_SCRIPT), file, *task], stage=_STAGE, cluster=config.cluster, given=given)
+    submitted = datetime.now(UTC).isoformat(timespec="milliseconds")
+    write_note(
+        config, JobNote(job=job, name=name, stage=kind, log=log, config=file, words=list(task), submitted=submitted)
+    )
+    return job
+
+
+def _independent(given: Sequence[str]) -> list[str]:
+    """The user's words without the jobs to wait for, which the first array has waited for."""
+    return sbatch.without(given, "--dependency", "-d")
+
+
+def _percents(folder: Path) -> str:
+    return str(folder).replace("%", "%%")
+
+
+def _what_waits(submission: Submission) -> list[str]:
+    """A line for an array that Slurm already says will not start by waiting alone."""
+    try:
+        found = queue.jobs([array.job for array in submission.arrays])
+    except UserError:
+        return []
+    reasons = {(job.id, job.reason): queue.trouble(job.reason) for job in found if job.state == "PENDING"}
+    return [f"note: job {job} waits: {reason}: {advice}" for (job, reason), advice in reasons.items() if advice]

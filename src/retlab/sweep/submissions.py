@@ -1,0 +1,148 @@
+"""What a sweep has submitted to Slurm: of each submission the trials and jobs, and what became of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from retlab.artifacts import write_atomic
+from retlab.cluster import queue
+from retlab.cluster.queue import Job
+from retlab.config import ExperimentConfig
+from retlab.section import Section
+from retlab.sweep.grid import Trial
+
+RECORD = "submission.json"
+
+
+class TrialArray(Section):
+    """One job array, a task for each trial of a file."""
+
+    job: int
+    "Its number."
+    name: str
+    "Its name in the queue."
+    file: str
+    "The file with its trials, beside this record."
+    log: str
+    "Its tasks' log files, with Slurm's %A and %a."
+
+
+class Submission(Section):
+    """The job arrays of one submission, and the job that makes the table after them."""
+
+    arrays: list[TrialArray] = []
+    "In the order in which they run."
+    table: int | None = None
+    "Number of the job that makes the table."
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial that was submitted."""
+
+    trial: str
+    array: TrialArray
+    index: int
+    job: Job | None
+    "What the queue says of it, where it still knows it."
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.job is not None and not self.job.is_over
+
+    @property
+    def log(self) -> Path:
+        """Its log file."""
+        return Path(self.array.log.replace("%A", str(self.array.job)).replace("%a", str(self.index)))
+
+
+def submissions_folder(config: ExperimentConfig) -> Path:
+    """Where the submissions of a sweep are."""
+    return config.run_folder / "grid_search" / "submissions"
+
+
+def new_submission(config: ExperimentConfig) -> Path:
+    """A new, empty folder, the next in number."""
+    folder = submissions_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+    while True:
+        number += 1
+        try:
+            (folder / f"{number:04d}").mkdir()
+        except FileExistsError:
+            continue
+        return folder / f"{number:04d}"
+
+
+def write_submission(folder: Path, submission: Submission) -> None:
+    """Write down which jobs there are, after each that was submitted."""
+    write_atomic(folder / RECORD, submission.model_dump_json(indent=2) + "\n")
+
+
+def read_submissions(config: ExperimentConfig) -> list[tuple[Path, Submission]]:
+    """Folder and record of all submissions, the first one first."""
+    found = []
+    for file in sorted(submissions_folder(config).glob(f"*/{RECORD}")):
+        try:
+            found.append((file.parent, Submission.model_validate_json(file.read_bytes())))
+        except (OSError, ValidationError):
+            continue
+    return found
+
+
+def tasks(config: ExperimentConfig) -> list[Task]:
+    """All trials that were ever submitted, of each the last submission.
+
+    Raises:
+        UserError: squeue has no answer.
+    """
+    records = read_submissions(config)
+    found = queue.jobs([array.job for _, record in records for array in record.arrays])
+    known = {(job.id, job.name, job.index): job for job in found}
+    latest: dict[str, Task] = {}
+    for folder, record in records:
+        for array in record.arrays:
+            for index, trial in enumerate(trial_ids(folder / array.file)):
+                task = Task(trial, array, index, known.get((array.job, array.name, index)))
+                # One that still runs counts, though a later submission has it too.
+                if trial not in latest or not latest[trial].is_live:
+                    latest[trial] = task
+    return list(latest.values())
+
+
+def write_trials(file: Path, trials: Sequence[Trial]) -> None:
+    """Write a list of trials, a line of JSON each, from which a task needs to read its own line alone."""
+    lines = [
+        json.dumps(
+            {
+                "id": trial.id,
+                "architecture": trial.architecture,
+                "seed": trial.seed,
+                "parameters": trial.parameters,
+                "config": trial.config.dump(),
+            },
+            ensure_ascii=False,
+        )
+        for trial in trials
+    ]
+    write_atomic(file, "".join(f"{line}\n" for line in lines))
+
+
+def trial_ids(file: Path) -> list[str]:
+    """The identities of the trials of a list; none where it is gone."""
+    try:
+        return [json.loads(line)["id"] for line in file.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def read_trial(file: Path, number: int) -> Trial:
+    """The trial of a list that a task runs, counted from 0."""
+    entry = json.loads(file.read_text(encoding="utf-8").splitlines()[number])
+    config = ExperimentConfig.model_validate(entry["config"])
+    return Trial(entry["architecture"], entry["seed"], config, entry["parameters"])

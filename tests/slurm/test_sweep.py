@@ -1,0 +1,137 @@
+"""A sweep's job arrays on a real Slurm, with trials that only wait and write a result."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.slurm.private import MAX_ARRAY_SIZE, PrivateSlurm
+
+from retlab.cluster import queue
+from retlab.cluster_settings import ClusterSection
+from retlab.config import ExperimentConfig
+from retlab.data.settings import DataSection
+from retlab.section import PROJECT_ROOT
+from retlab.sweep import slurm as engine
+from retlab.sweep.grid import Grid, Point, Trial
+from retlab.sweep.results import TrialFailure, read_result, write_failure
+from retlab.sweep.slurm import missing_trials, submit_sweep
+from retlab.sweep.slurm_status import sweep_status
+from retlab.sweep.submissions import Task, tasks
+from retlab.sweep_settings import GridSearchSection
+
+pytestmark = pytest.mark.component
+
+# In place of slurm/07_grid_search.sh: a trial waits as long as there is a file `hold`, then has a result.
+STAND_IN = """#!/bin/bash
+exec {python} - "$@" <<'END'
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {source!r})
+from retlab.sweep.results import TrialResult, write_result
+from retlab.sweep.submissions import read_trial
+hold = Path({hold!r})
+words = dict(word.split("=", 1) for word in sys.argv[2:] if "=" in word)
+if "--table" in sys.argv:
+    with open(hold.with_name("tables"), "a") as file:
+        file.write("made\\n")
+    sys.exit()
+trial = read_trial(Path(words["--trials"]), int(os.environ["SLURM_ARRAY_TASK_ID"]))
+with open(hold.with_name("started"), "a") as file:
+    file.write(trial.id + "\\n")
+print("training", trial.id, flush=True)
+while hold.exists():
+    time.sleep(0.1)
+write_result(trial.folder, TrialResult(
+    trial=trial.id, status="finished", architecture=trial.architecture, seed=trial.seed, parameters=1, steps=1,
+    tokens=1, training_seconds=1, tokens_per_second=1, seconds=1, device="cpu", host="n", started="", ended="",
+    versions=dict(),
+))
+END
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
+    """More trials than one array may have tasks."""
+    script = tmp_path / "stand_in.sh"
+    hold = str(tmp_path / "hold")
+    script.write_text(STAND_IN.format(python=sys.executable, source=str(PROJECT_ROOT / "src"), hold=hold))
+    monkeypatch.setattr(engine, "_SCRIPT", script)
+    data = DataSection(folder=tmp_path / "data", tokens_folder=tmp_path / "data" / "tokens")
+    section = GridSearchSection(axes={"train.learning_rate": [1]}, max_parallel=3, trials_folder=tmp_path / "trials")
+    config = ExperimentConfig(
+        name="sweep", output_dir=tmp_path / "runs", data=data, grid_search=section, cluster=ClusterSection(cpus=1)
+    )
+    trials = [
+        Trial("retnet", number, ExperimentConfig(name=f"t{number}", output_dir=tmp_path / "trials", seed=number), 1)
+        for number in range(MAX_ARRAY_SIZE + 2)
+    ]
+    for trial in trials:
+        trial.folder.mkdir(parents=True)
+    return Grid(config, [Point(1, {}, trials)], 0)
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def running(grid: Grid) -> list[Task]:
+    return [task for task in tasks(grid.config) if task.job is not None and task.job.state == "RUNNING"]
+
+
+def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_runs(
+    slurm: PrivateSlurm, grid: Grid, tmp_path: Path
+) -> None:
+    (tmp_path / "hold").touch()
+    lines: list[str] = []
+    first = submit_sweep(grid, lines.append)
+    assert first is not None
+    assert [len(queue.jobs([array.job])) for array in first.arrays] == [MAX_ARRAY_SIZE, 2]
+    started = tmp_path / "started"
+    until(lambda: len(running(grid)) == 3 and started.exists() and len(started.read_text().split()) == 3)
+    # All is in the queue: nothing is submitted twice.
+    again = submit_sweep(grid, lines.append)
+    assert again is not None
+    assert not again.arrays
+    status = sweep_status(grid.config)
+    assert status is not None
+    assert (status.state, status.detail) == ("running", "13 trials submitted: 3 running, 10 pending")
+
+    # A task is cancelled, and the node of another goes down.
+    on_first = next(task for task in running(grid) if task.job is not None and task.job.nodes == "n1")
+    on_second = next(task for task in running(grid) if task.job is not None and task.job.nodes == "n2")
+    slurm.run("scancel", f"{on_first.array.job}_{on_first.index}")
+    slurm.take_down("n2")
+    until(lambda: all(task.trial not in (on_first.trial, on_second.trial) for task in running(grid)))
+    (tmp_path / "hold").unlink()
+    slurm.bring_up("n2")
+    slurm.wait(*[array.job for array in first.arrays], first.table or 0)
+    assert (tmp_path / "tables").read_text() == "made\n"
+    assert [trial.id for trial in missing_trials(grid, False)] == [on_first.trial]
+    begun = started.read_text().split()
+    assert begun.count(on_second.trial) == 2
+    status = sweep_status(grid.config)
+    assert status is not None
+    assert (status.state, status.detail) == ("failed", "13 trials submitted: 12 done, 1 ended without a result")
+    assert on_first.trial in status.tail[0]
+    assert f"training {on_first.trial}" in " ".join(status.tail)
+
+    # One that failed is submitted only when asked.
+    failed = next(trial for trial in grid.trials if trial.id != on_first.trial)
+    (failed.folder / "result.json").unlink()
+    write_failure(failed.folder, TrialFailure(trial=failed.id, kind="error", message="no", host="n", ended=""))
+    second = submit_sweep(grid, lines.append)
+    assert second is not None
+    slurm.wait(*[array.job for array in second.arrays], second.table or 0)
+    assert started.read_text().split()[len(begun) :] == [on_first.trial]
+    assert submit_sweep(grid, lines.append) is None
+    third = submit_sweep(grid, lines.append, retry_failed=True)
+    assert third is not None
+    slurm.wait(*[array.job for array in third.arrays], third.table or 0)
+    assert all(read_result(trial.folder) is not None for trial in grid.trials)
+    assert submit_sweep(grid, lines.append, retry_failed=True) is None
