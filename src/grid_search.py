@@ -7,12 +7,11 @@ runs/<name>/grid_search. Interrupted or killed, the same command goes on with wh
 """
 
 import argparse
-import json
 import signal
 import threading
 from pathlib import Path
 
-from retlab.artifacts import lock
+from retlab.artifacts import lock, read_json
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.errors import Interrupted, UserError
@@ -78,11 +77,20 @@ def _run_one(grid: Grid, options: argparse.Namespace) -> None:
 
     if options.trials is None:
         raise UserError("command line: --task needs --trials FILE, the list that its number counts in")
-    wanted = json.loads(options.trials.read_text())[options.task]
+    wanted = _listed(options.trials, options.task)
     trial = next((one for one in grid.trials if one.id == wanted), None)
     if trial is None:
         raise UserError(f"{options.trials}: trial {wanted} is not in this grid; was the configuration changed?")
     run_alone(grid, trial, _say)
+
+
+def _listed(file: Path, number: int) -> str:
+    trials = read_json(file)
+    if not isinstance(trials, list):
+        raise UserError(f"--trials: {file} is missing or no JSON list of trials; name the list that --task counts in")
+    if not 0 <= number < len(trials):
+        raise UserError(f"--task: there is no trial {number} in {file}, which lists {len(trials):,}; count from 0")
+    return str(trials[number])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from retlab.config_errors import Problem, sections_at
+from pydantic import TypeAdapter, ValidationError
+
+from retlab.config_errors import Problem, explain, misread_values, sections_at, tag_values
 from retlab.yaml_file import KeyPath, shown
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def grid_errors(config: "ExperimentConfig") -> Iterator[Problem]:
             yield from (
                 Problem(path, f"the value {shown(value)} stands here twice; keep one") for value in _twice(values)
             )
+            yield from (Problem(path, message) for value in values for message in _wrong_values(config, key, value))
     for name in ("architectures", "seeds"):
         yield from (
             Problem(("grid_search", name), f"{shown(value)} stands here twice; keep one")
@@ -56,12 +59,34 @@ def axis_keys(config: "ExperimentConfig") -> list[str]:
     return [key for key in dict.fromkeys(keys) if key not in _ELSEWHERE]
 
 
+def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]:
+    """What is wrong with a value of an axis by itself, whatever the others are."""
+    root, (*outer, name) = type(config), key.split(".")
+    sections = [one for one in sections_at(root, outer) if name in one.model_fields]
+    if outer == ["model"]:
+        sections = [one for one in sections if set(_tags(one)) & set(config.grid_search.architectures)] or sections
+    section, location = sections[0], (*outer, *tag_values(sections[0])[:1], name)
+    values: Any = value
+    for step in reversed(key.split(".")):
+        values = {step: values}
+    misread = list(misread_values(values, root).values())
+    if misread:
+        return misread
+    field = section.model_fields[name]
+    try:
+        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+    except ValidationError as error:
+        errors = [{**one, "loc": (*location, *one["loc"])} for one in error.errors(include_url=False)]
+        return [message for _, message in explain(errors, values, root)]
+    return []
+
+
 def _tags(section: Any) -> list[str]:
     return [section.model_fields["architecture"].default]
 
 
 def _twice(values: list[Any]) -> list[Any]:
-    return [value for index, value in enumerate(values) if value in values[:index] and values.index(value) == index - 1]
+    return [value for index, value in enumerate(values) if values[:index].count(value) == 1]
 
 
 def _no_axis(key: str, valid: list[str], architectures: list[Any]) -> str:

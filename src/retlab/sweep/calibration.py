@@ -1,7 +1,6 @@
 """How long a sweep will take and how much energy, from a few steps of its cheapest and dearest trials."""
 
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +12,8 @@ from retlab.data.loader import TokenLoader
 from retlab.models.counting import flops_per_token
 from retlab.sweep.grid import Trial
 
-STEPS = 4
-"""Steps of a measurement; as many before it warm up and compile."""
+STEPS = 8
+"""Steps of a measurement, beside a few that warm up and compile."""
 
 
 @dataclass(frozen=True)
@@ -26,32 +25,33 @@ class Cost:
 
 
 def measure(trial: Trial, steps: int, stop_requested: Callable[[], bool]) -> dict[str, Any]:
-    """Train a trial for a few steps somewhere else, twice, and time the second time.
+    """Train a trial somewhere else: a step to warm up, a step, and `steps` more than that.
 
-    Returns seconds in training steps per token, and the seconds around them: loading, validation, saving, testing.
+    Returns the seconds of a further step per token, and the seconds of everything else, which is there once:
+    loading, a first step, validation, saving, testing.
     """
+    spent = [_run_for(trial, length, stop_requested) for length in (1, 1, 1 + steps)][1:]
+    (short, _, few), (long, total, many) = spent
+    per_token = max(long - short, 0.0) / (many - few) if many > few else long / max(many, 1)
+    return {"seconds_per_token": per_token, "overhead": max(0.0, total - per_token * many)}
+
+
+def _run_for(trial: Trial, steps: int, stop_requested: Callable[[], bool]) -> tuple[float, float, int]:
+    """Seconds in training steps, seconds in all, and training tokens of a short trial that leaves nothing."""
     from retlab.sweep.trial import run_trial
 
-    folder = Path(tempfile.mkdtemp(prefix="retlab-calibration-"))
-    try:
-        for attempt in range(2):
-            training = trial.config.train.model_copy(
-                update={"max_steps": steps, "max_tokens": None, "max_epochs": None, "validate_every_steps": 10**9}
-            )
-            config = trial.config.model_copy(
-                update={"train": training, "output_dir": folder, "name": f"{trial.id}-{attempt}"}
-            )
-            started = time.monotonic()
-            result = run_trial(
-                Trial(trial.architecture, trial.seed, config, trial.parameters),
-                say=lambda _line: None,
-                stop_requested=stop_requested,
-            )
-            seconds = time.monotonic() - started
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    per_token = result.training_seconds / max(result.tokens, 1)
-    return {"seconds_per_token": per_token, "overhead": max(0.0, seconds - result.training_seconds)}
+    training = trial.config.train.model_copy(
+        update={"max_steps": steps, "max_tokens": None, "max_epochs": None, "validate_every_steps": 10**9}
+    )
+    with tempfile.TemporaryDirectory(prefix="retlab-calibration-", ignore_cleanup_errors=True) as folder:
+        config = trial.config.model_copy(update={"train": training, "output_dir": Path(folder)})
+        started = time.monotonic()
+        result = run_trial(
+            Trial(trial.architecture, trial.seed, config, trial.parameters),
+            say=lambda _line: None,
+            stop_requested=stop_requested,
+        )
+        return result.training_seconds, time.monotonic() - started, result.tokens
 
 
 class Costs:

@@ -1,0 +1,181 @@
+"""The sweep as a process: kills at all levels, hangs, signals, failures, and one trial in two sweeps."""
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.forked import Script
+from tests.training.experiment import make_config, make_inputs
+
+from retlab.artifacts import sha256_file
+from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from retlab.section import PROJECT_ROOT
+from retlab.sweep.grid import Grid, Trial
+from retlab.sweep.points import make_grid
+from retlab.sweep.results import read_failure, read_result
+
+pytestmark = pytest.mark.component
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweep")
+    make_inputs(path)
+    shutil.copytree(path / "tokens" / "validation", path / "tokens" / "test")
+    return path
+
+
+def write(folder: Path, name: str, **grid_search: Any) -> Path:
+    """Two good points, and between them one that diverges."""
+    file = make_config(folder, name, max_steps=STEPS, validate_every_steps=50)
+    values = yaml.safe_load(file.read_text())
+    section = {"axes": {"train.learning_rate": [1e-3, 1e30, 1e-2]}, "architectures": ["retnet"], "workers": 2,
+               "trials_folder": str(folder / name), "similarity_windows": 2}  # fmt: skip
+    file.write_text(yaml.safe_dump(values | {"grid_search": section | grid_search}))
+    return file
+
+
+def start(config: Path, *words: str) -> Script:
+    return Script(PROJECT_ROOT / "src" / "grid_search.py", str(config), *words, OMP_NUM_THREADS="1")
+
+
+def finish(config: Path, *words: str) -> tuple[int, str]:
+    process = start(config, *words)
+    output, _ = process.communicate()
+    return process.wait(), output
+
+
+def wait_until(condition: Callable[[], object], process: Script) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def saved(trial: Trial) -> bool:
+    return any((trial.folder / "checkpoints").glob("step-*.pt"))
+
+
+def process_of(trial: Trial) -> int:
+    return int(re.findall(r"process (\d+)", (trial.folder / "log.txt").read_text())[-1])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def weights(grid: Grid) -> list[str]:
+    return [sha256_file(trial.folder / "model" / "model.safetensors") for trial in (grid.trials[0], grid.trials[2])]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Grid:
+    config = write(folder, "undisturbed")
+    code, output = finish(config)
+    assert code == EXIT_OK, output
+    return make_grid(config, [])
+
+
+def test_results_and_what_stays_of_a_trial(undisturbed: Grid) -> None:
+    good, diverged, other = [read_result(trial.folder) for trial in undisturbed.trials]
+    assert good is not None
+    assert diverged is not None
+    assert other is not None
+    assert (good.status, good.steps, good.tokens) == ("finished", STEPS, STEPS * 8 * 16)
+    assert good.test_loss is not None
+    assert other.test_loss is not None
+    assert other.test_loss < good.test_loss, "the higher rate learns more in so few steps"
+    assert (diverged.status, diverged.test_loss) == ("diverged", None)
+    assert "not finite" in str(diverged.message) or "nan" in str(diverged.message)
+    for trial in undisturbed.trials:
+        assert not (trial.folder / "checkpoints").exists()
+    assert (undisturbed.folder / "grid_search.csv").is_file()
+
+
+def test_another_sweep_takes_over_the_trials_that_are_there(folder: Path, undisturbed: Grid) -> None:
+    before = {trial.id: (trial.folder / "result.json").stat().st_mtime_ns for trial in undisturbed.trials}
+    config = write(folder, "other", trials_folder=str(undisturbed.trials_folder))
+    code, output = finish(config)
+    assert (code, "up to date: no trial is missing" in output) == (EXIT_OK, True), output
+    assert {trial.id: (trial.folder / "result.json").stat().st_mtime_ns for trial in undisturbed.trials} == before
+
+
+def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed: Grid) -> None:
+    config = write(folder, "killed")
+    grid = make_grid(config, [])
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = start(config)
+        wait_until(lambda: saved(grid.trials[0]) or read_result(grid.trials[0].folder), process)
+        pids = [process_of(trial) for trial in grid.trials if (trial.folder / "log.txt").exists()]
+        process.send_signal(number)
+        output, _ = process.communicate()
+        assert process.returncode == (-number if number == signal.SIGKILL else EXIT_INTERRUPTED), output
+        while not all(map(is_gone, pids)):
+            time.sleep(0.05)
+    code, output = finish(config)
+    assert code == EXIT_OK, output
+    assert weights(grid) == weights(undisturbed)
+
+
+def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: Grid) -> None:
+    config = write(folder, "lost", trial_timeout=25)
+    grid = make_grid(config, [])
+    first, _, last = grid.trials
+    process = start(config)
+    wait_until(lambda: saved(first), process)
+    os.kill(process_of(first), signal.SIGKILL)
+    wait_until(lambda: saved(last), process)
+    os.kill(process_of(last), signal.SIGSTOP)
+    output, _ = process.communicate()
+    assert process.returncode == EXIT_OK, output
+    failures = [read_failure(trial.folder) for trial in (first, last)]
+    assert [failure.kind for failure in failures if failure] == ["killed", "timeout"], output
+    assert "SIGKILL" in str(failures[0])
+    assert "2 failed" in output
+    code, output = finish(config)
+    assert (code, "failed 2, to run 0" in output) == (EXIT_OK, True), "failed trials stay failed until asked"
+    code, output = finish(config, "--retry-failed")
+    assert code == EXIT_OK, output
+    assert weights(grid) == weights(undisturbed)
+
+
+def test_one_trial_as_its_own_process(folder: Path, undisturbed: Grid) -> None:
+    config = write(folder, "alone")
+    grid = make_grid(config, [])
+    (folder / "tasks.json").write_text(f'["{grid.trials[1].id}", "{grid.trials[2].id}"]')
+    process = start(config, "--trials", str(folder / "tasks.json"), "--task", "1")
+    wait_until(lambda: saved(grid.trials[2]), process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate()
+    assert process.returncode == EXIT_INTERRUPTED, output
+    code, output = finish(config, "--trials", str(folder / "tasks.json"), "--task", "1")
+    assert code == EXIT_OK, output
+    assert sha256_file(grid.trials[2].folder / "model" / "model.safetensors") == weights(undisturbed)[1]
+
+
+def test_wrong_words_and_folders_are_a_sentence(folder: Path) -> None:
+    config = write(folder, "wrong")
+    broken = str(folder / "broken.json")
+    Path(broken).write_text('["unknown"]')
+    for words, sentence in (
+        (["--task", "0"], "--task needs --trials"),
+        (["--trials", str(folder / "none.json"), "--task", "0"], "none.json"),
+        (["--trials", broken, "--task", "3"], "--task"),
+        (["--trials", broken, "--task", "0"], "not in this grid"),
+        (["train.devices=2"], "train.devices"),
+        (["grid_search.axes={model.num_attention_heads: [2, 3]}"], "--skip-invalid"),
+    ):
+        code, output = finish(config, *words)
+        assert code == EXIT_USER_ERROR, output
+        assert sentence in output
+        assert "Traceback" not in output
