@@ -93,14 +93,13 @@ _finish() {
   if [ "$job_code" = 0 ]; then
     _note_end 0 "done"
   elif [ "$job_told" = TERM ]; then
-    _say "told to end: what was done is saved, and the job does not go back into the queue"
+    _say "told to end (scancel, the time limit, or a requeue that was not the job's own): what was done is saved"
     _note_end "$job_code" "told to end"
   elif [ "$job_told" != USR1 ] || [ "$job_code" = 2 ]; then
     _note_end "$job_code" failed
   elif [ "$restarts" -ge "$job_requeues" ]; then
-    _say "told to leave, and it went back into the queue $restarts times already" \
-      "(cluster.max_requeues: $job_requeues): it does not go back again; what was done is saved," \
-      "and submitting it again continues"
+    _say "told to leave; it does not go back into the queue, where it was as often as cluster.max_requeues allows" \
+      "($job_requeues): what was done is saved, and submitting it again continues"
     _note_end "$job_code" "no requeue left"
   else
     _say "told to leave: back into the queue, requeue $((restarts + 1)) of at most $job_requeues"

@@ -3,6 +3,8 @@
 python src/show_status.py CONFIG [key=value ...]
 """
 
+import shlex
+
 from retlab.cluster.status import Status, stages, table, wrapped
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
@@ -17,7 +19,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     trials = grid_search(config)
     print(table(f"{config.name}: {shown_path(config.run_folder)}", [*rows, *([trials] if trials else [])]))
     print()
-    lines = [remaining(rows, str(command.options.config)), *([f"note: {trouble}"] if trouble else [])]
+    lines = [
+        remaining(rows, shlex.join([str(command.options.config), *command.options.rest])),
+        *([f"note: {trouble}"] if trouble else []),
+    ]
     for line in "\n".join(lines).splitlines():
         # A command stays on one line, to be copied.
         print(line if line.startswith("bash ") else "\n".join(wrapped(line)))
@@ -36,8 +41,8 @@ def grid_search(config: ExperimentConfig) -> Status | None:
     return Status("grid_search", state="not submitted" if not done + failed else "begun", detail=detail)
 
 
-def remaining(rows: list[Status], config: str) -> str:
-    """What is still to do, and the command for it."""
+def remaining(rows: list[Status], words: str) -> str:
+    """What is still to do, and the command for it; `words` are the configuration and its overrides."""
     waits = list(dict.fromkeys(row.stage for row in rows if row.state in ("running", "pending")))
     left = list(dict.fromkeys(row.stage for row in rows if row.state != "done" or row.changes))
     if not left:
@@ -50,7 +55,7 @@ def remaining(rows: list[Status], config: str) -> str:
         return f"{text}; in the queue: {', '.join(waits)}"
     script = shown_path(PROJECT_ROOT / "slurm" / "submit_pipeline.sh")
     first = "" if missing[0] == next(iter(SCRIPTS)) else f" --from {missing[0]}"
-    return f"{text}\nbash {script} {config}{first} submits it"
+    return f"{text}\nbash {script} {words}{first}"
 
 
 if __name__ == "__main__":

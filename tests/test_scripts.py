@@ -18,7 +18,9 @@ SCRIPTS = PROJECT_ROOT / "scripts"
 README = (PROJECT_ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("script", sorted([*SCRIPTS.glob("*.sh"), PROJECT_ROOT / ".ci" / "run"]), ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "script", sorted([*PROJECT_ROOT.glob("s*/*.sh"), PROJECT_ROOT / ".ci" / "run"]), ids=lambda s: s.name
+)
 def test_scripts_are_valid_bash(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
 
@@ -132,7 +134,7 @@ def _commands() -> list[str]:
 
 
 def test_the_readme_names_only_scripts_and_configurations_that_exist() -> None:
-    paths = set(re.findall(r"\b(?:scripts|configs|src|tests)/[\w./-]+\.(?:sh|yaml|py|json)", README))
+    paths = set(re.findall(r"\b(?:scripts|slurm|configs|src|tests)/[\w./-]+\.(?:sh|yaml|py|json)", README))
     missing = [path for path in paths if not (PROJECT_ROOT / path).is_file() and "user_configs/mine" not in path]
     assert not missing
 

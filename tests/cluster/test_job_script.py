@@ -75,7 +75,7 @@ def test_a_task_of_an_array_is_requeued_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "restarts", "said", "outcome"),
     [
-        (signal.SIGUSR1, 75, "3", "cluster.max_requeues: 3", "no requeue left"),
+        (signal.SIGUSR1, 75, "3", "cluster.max_requeues allows (3)", "no requeue left"),
         (signal.SIGUSR1, 2, "0", "", "failed"),
         (signal.SIGUSR1, 0, "0", "", "done"),
         (signal.SIGTERM, 75, "0", "told to end", "told to end"),

@@ -76,16 +76,19 @@ def missing() -> str | None:
 
 
 class PrivateSlurm:
-    """The running cluster. `environment` is what a client process needs to use it and no other."""
+    """The running cluster."""
 
     def __init__(self) -> None:
         # Short, since the path of a socket has at most 108 characters.
         self.base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.base.chmod(0o755)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        # Neither a job around the tests nor another cluster's configuration may show through.
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's environment with this cluster, and no other, nor a job around the tests, showing through."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SQUEUE"))}
-        self.environment = kept | {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": _search_path()}
+        return kept | {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": _search_path()}
 
     def start(self) -> None:
         """Start the daemons and wait until the nodes take jobs; another process may have been faster at a port."""
@@ -221,6 +224,8 @@ class PrivateSlurm:
             self._daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *command], env=self.environment, cwd=self.base,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                # Ctrl-C is for the tests, which then end the daemons in their order.
+                start_new_session=True,
             )  # fmt: skip
 
     def _end(self, name: str) -> None:

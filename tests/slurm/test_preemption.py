@@ -30,7 +30,7 @@ def test_a_training_told_to_leave_again_and_again_ends_with_the_same_weights(
         else:
             slurm.run("scancel", "--signal=USR1", "--batch", str(number))
         # What is edited meanwhile is for later jobs.
-        config.write_text(config.read_text().replace("learning_rate: 0.003", "learning_rate: 0.5"))
+        config.write_text(config.read_text().replace("learning_rate:", "learning_rate: 0.5 #"))
     (job,) = slurm.wait(number)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "4"), slurm.report(number)
     log = (tmp_path / f"slurm-{number}.out").read_text()

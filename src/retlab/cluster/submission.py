@@ -135,8 +135,8 @@ def _never_startable(stages: Sequence[Submission]) -> Iterator[str]:
 
 def _announcement(note: JobNote) -> str:
     what = f"job {note.job}" + (f", a task each for {', '.join(note.parts)}" if note.parts else "")
-    folder = shown_path(Path(note.log).parent)
-    return f"submitted {note.stage}: {what}; log {folder}/{Path(note.log).name}"
+    log = Path(note.log.replace("%A", str(note.job)).replace("%j", str(note.job)).replace("%a", "*").replace("%%", "%"))
+    return f"submitted {note.stage}: {what}; log {shown_path(log)}"
 
 
 def refuse_queued(config: ExperimentConfig, stages: Sequence[str]) -> None:
