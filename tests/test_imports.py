@@ -28,7 +28,8 @@ LAYERS = [
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},
     {"sweep_settings", "cluster_settings"},
-    {"config", "config_checks", "config_errors", "config_model", "config_template", "upstream", "machine_checks"},
+    {"config", "config_checks", "grid_checks", "config_errors", "config_model", "config_template", "upstream"}
+    | {"machine_checks"},
     {"cluster"},
     {"sweep", "benchmark"},
     {"command", "stage"},

@@ -30,6 +30,7 @@ class StageCommand:
     force: bool = False
     verify: bool = False
     words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     options: argparse.Namespace = field(default_factory=argparse.Namespace)
     after: tuple[str, ...] = ()
     "Words after --, for the scripts that hand them on."
@@ -87,8 +88,12 @@ def _parse(
         raise UserError("command line: CONFIG is missing; name the experiment's YAML file")
     if "=" in str(options.config) and not options.config.exists():
         raise UserError(f"command line: the experiment's YAML file comes first, before {options.config}")
-    config = load_config(options.config, [word for word in options.rest if "=" in word])
-    return config, StageCommand(options.force, options.verify, tuple(chosen), options, tuple(handed_on))
+    overrides = tuple(word for word in options.rest if "=" in word)
+    config = load_config(options.config, overrides)
+    command = StageCommand(
+        options.force, options.verify, tuple(chosen), overrides=overrides, options=options, after=tuple(handed_on)
+    )
+    return config, command
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from retlab.emissions import emission_errors
+from retlab.grid_checks import grid_errors
 from retlab.yaml_file import KeyPath
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ Problem = tuple[KeyPath, str]
 
 def cross_section_errors(config: "ExperimentConfig") -> list[Problem]:
     """Everything that no section can see alone, as key path and sentence."""
-    return [*_widths(config), *_lengths(config), *_batches(config), *_emissions(config)]
+    return [*_widths(config), *_lengths(config), *_batches(config), *_emissions(config), *grid_errors(config)]
 
 
 def _widths(config: "ExperimentConfig") -> Iterator[Problem]:

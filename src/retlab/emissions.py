@@ -47,6 +47,8 @@ class StageEmissions:
 
     energy_kwh: float | None = None
     emissions_kg: float | None = None
+    file: Path | None = None
+    "The row while it grows."
 
 
 def emission_errors(section: EmissionsSection) -> list[tuple[str, str]]:
@@ -131,6 +133,7 @@ def track_emissions(section: EmissionsSection, run_folder: Path, stage: str) -> 
     if monitor is None:
         yield measured
         return
+    measured.file = monitor.file
     status = "complete"
     try:
         yield measured
@@ -159,15 +162,15 @@ class _MonitorProcess:
 
     def __init__(self, section: EmissionsSection, run_folder: Path, stage: str) -> None:
         self._started = time.monotonic()
-        self._file, attempt = claim_row_file(run_folder, stage)
+        self.file, attempt = claim_row_file(run_folder, stage)
         self._row = row = _new_row(section, stage, attempt)
         try:
-            write_row(self._file, row)
+            write_row(self.file, row)
         except OSError:
-            self._file.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
             raise
         order = {
-            "file": str(self._file.absolute()),
+            "file": str(self.file.absolute()),
             "row": row,
             "interval": section.interval_seconds,
             "stage": os.getpid(),
@@ -195,12 +198,12 @@ class _MonitorProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        row: dict[str, Any] = read_json(self._file) or self._row
+        row: dict[str, Any] = read_json(self.file) or self._row
         if row["status"] == "running":
             row |= {"status": status, "duration_seconds": round(duration, 3), "power_method": self._failure()}
             # What the stage itself has to say matters more than its row.
             with contextlib.suppress(OSError):
-                write_row(self._file, row)
+                write_row(self.file, row)
         self._messages.close()
         return row
 

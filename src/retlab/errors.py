@@ -10,6 +10,18 @@ class UserError(Exception):
     """One sentence that says what is wrong, where, and what to do. Stages print it and exit with 2."""
 
 
+class NotFinite(UserError):
+    """A loss or a gradient is not finite: the training diverged."""
+
+    def __init__(self, message: str, step: int, tokens: int) -> None:
+        super().__init__(message)
+        self.step, self.tokens = step, tokens
+
+
+class OutOfMemory(UserError):
+    """Something does not fit the memory of a GPU or of the machine."""
+
+
 class Interrupted(BaseException):
     """SIGTERM, SIGUSR1 or Ctrl-C arrived and the work is saved. Stages exit with 75.
 

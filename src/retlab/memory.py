@@ -4,7 +4,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 
-from retlab.errors import UserError
+from retlab.errors import OutOfMemory
 
 _GPU_WORDS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2")
 _MACHINE_WORDS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "std::bad_alloc")
@@ -12,7 +12,7 @@ _MACHINE_WORDS = ("DefaultCPUAllocator", "not enough memory", "can't allocate me
 
 @contextlib.contextmanager
 def memory_errors(sentence: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """Turn an error that tells of memory into a UserError.
+    """Turn an error that tells of memory into an OutOfMemory.
 
     Args:
         sentence: what did not fit ("a batch of 8 windows"), and what to do about it.
@@ -24,7 +24,7 @@ def memory_errors(sentence: Callable[[], tuple[str, str]]) -> Iterator[None]:
         if where is None:
             raise
         what, advice = sentence()
-        raise UserError(f"out of memory: {what} does not fit {_described(where)}; {advice}") from error
+        raise OutOfMemory(f"out of memory: {what} does not fit {_described(where)}; {advice}") from error
 
 
 def exhausted_memory(error: BaseException | None) -> str | None:

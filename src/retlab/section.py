@@ -38,6 +38,7 @@ SCRIPTS = {
     "tokenize_data": "04_tokenize_data.sh",
     "train_model": "05_train_model.sh",
     "evaluate_model": "06_evaluate_model.sh",
+    "grid_search": "07_grid_search.sh",
 }
 """The script of each stage, in the order of the stages."""
 

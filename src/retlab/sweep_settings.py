@@ -1,8 +1,9 @@
 """The `grid_search` section of the configuration."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retlab.section import ProjectPath, Section
 
@@ -37,3 +38,17 @@ class GridSearchSection(Section):
     "Trials at a time on this machine; null is one per GPU, or one per CPU core (train.threads each)."
     max_parallel: int = Field(default=16, ge=1)
     "Tasks of the Slurm job array at a time."
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _dotted(cls, axes: Any) -> Any:
+        """Axes that are nested, as `grid_search.axes.train.learning_rate=[...]` gives them, by dotted key."""
+        return dict(_flat(axes)) if isinstance(axes, dict) else axes
+
+
+def _flat(axes: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in axes.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

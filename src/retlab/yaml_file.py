@@ -1,6 +1,7 @@
 """Read a YAML file with the line of every key, and apply `key.path=value` overrides to it."""
 
 import copy
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,6 +88,13 @@ def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], problems: l
 
 def parse(text: str) -> tuple[Any, dict[KeyPath, int], list[YamlError]]:
     """The values of a YAML text, the line of every key path, and its unusable keys. Raises YamlError."""
+    values, lines, problems = _parsed(text)
+    return copy.deepcopy(values), dict(lines), list(problems)
+
+
+# A grid reads one file again for every point, with the same few overrides.
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple[Any, dict[KeyPath, int], list[YamlError]]:
     lines: dict[KeyPath, int] = {}
     problems: list[YamlError] = []
     try:

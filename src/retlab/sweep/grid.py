@@ -59,6 +59,11 @@ class Grid:
         return self.config.run_folder / "grid_search"
 
     @property
+    def trials_folder(self) -> Path:
+        """The folder of the trials, which other sweeps may share."""
+        return self.config.grid_search.trials_folder or self.config.output_dir / "trials"
+
+    @property
     def trials(self) -> list[Trial]:
         """The trials of all valid points, each once, in the order of the points."""
         return list({trial.id: trial for point in self.points for trial in point.trials}.values())

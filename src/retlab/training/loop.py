@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from retlab.data.loader import SequentialLoader, TokenLoader
-from retlab.errors import UserError
+from retlab.errors import NotFinite, UserError
 from retlab.progress import Progress
 from retlab.training.checkpoints import CheckpointStore
 from retlab.training.metrics import MetricsFile, Stopwatch, model_flops_utilization, peak_memory_bytes
@@ -140,10 +140,11 @@ class TrainingLoop(pl.Callback):
         if loss is None:
             return None
         if not math.isfinite(loss):
-            raise UserError(
+            raise NotFinite(
                 f"the validation loss became {loss} after step {state.step}; earlier checkpoints are kept:"
-                " lower train.learning_rate"
-            )
+                " lower train.learning_rate",
+                state.step, state.tokens,
+            )  # fmt: skip
         is_gain = not state.best or loss < state.best[0][0]
         state.best = sorted([*state.best, [loss, state.step]])[: train.keep_best]
         state.validations_without_gain = 0 if is_gain else state.validations_without_gain + 1

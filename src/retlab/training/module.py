@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from retlab.errors import UserError
+from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
 from retlab.training.optimizer import build_optimizer, set_learning_rate
@@ -71,6 +71,12 @@ def compile_parts(scored: Scored) -> None:
     torch._dynamo.config.optimize_ddp = False
     for part in (*scored.model.body.blocks, *scored.objective.children()):
         part.compile(dynamic=False)
+
+
+def keep_graphs_of_many_models() -> None:
+    """Let a process that trains many models keep the graphs of all of them, for others of the same shape."""
+    torch._dynamo.config.recompile_limit = 2**14
+    torch._dynamo.config.accumulated_recompile_limit = 2**16
 
 
 class TrainingModule(pl.LightningModule):
@@ -194,7 +200,7 @@ class TrainingModule(pl.LightningModule):
         """Fetch the losses of the steps since the last call and add them to the state.
 
         Raises:
-            UserError: a loss or a gradient is not finite; names the step and the windows.
+            NotFinite: a loss or a gradient is not finite; names the step and the windows.
         """
         if not self._unread:
             return
@@ -204,7 +210,7 @@ class TrainingModule(pl.LightningModule):
         totals = self.agreement.sum(own.tolist())
         for entry, total, norm in zip(unread, totals, norms, strict=True):
             if not (math.isfinite(total) and math.isfinite(norm)):
-                raise UserError(self._not_finite(entry, total, norm))
+                raise NotFinite(self._not_finite(entry, total, norm), entry.step, self.state.tokens)
             self.state.interval_loss += total
             self.state.interval_tokens += entry.tokens
             self.state.gradient_norm = norm

@@ -1,0 +1,88 @@
+"""What can be wrong with `grid_search.axes` and `exclude` before any point is looked at."""
+
+import difflib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from retlab.config_errors import sections_at
+from retlab.yaml_file import KeyPath, shown
+
+if TYPE_CHECKING:
+    from retlab.config import ExperimentConfig
+
+_DATA_KEYS = ("sequence_length", "packing", "reset_at_documents")
+_ELSEWHERE = {
+    "seed": "the seeds of a sweep are grid_search.seeds",
+    "model.architecture": "the architectures of a sweep are grid_search.architectures",
+    "model.match_parameters_of": "sizes are matched by grid_search.match_parameters",
+}
+
+
+def grid_errors(config: "ExperimentConfig") -> Iterator[tuple[KeyPath, str]]:
+    """Everything that is wrong with axes and rules, as key path and sentence."""
+    section, valid = config.grid_search, axis_keys(config)
+    for key, values in section.axes.items():
+        path = ("grid_search", "axes", key)
+        if key not in valid:
+            yield path, _no_axis(key, valid, section.architectures)
+        elif not values:
+            yield path, "found []; must be a list of one value or more"
+        else:
+            yield from ((path, f"the value {shown(value)} stands here twice; keep one") for value in _twice(values))
+    for name in ("architectures", "seeds"):
+        yield from (
+            (("grid_search", name), f"{shown(value)} stands here twice; keep one")
+            for value in _twice(getattr(section, name))
+        )
+    for number, rule in enumerate(section.exclude):
+        yield from _rule_errors(("grid_search", "exclude", number), rule, section.axes)
+
+
+def axis_keys(config: "ExperimentConfig") -> list[str]:
+    """Dotted keys that may be axes: of the models that are compared, of training, and how windows are cut."""
+    root = type(config)
+    models = [
+        one.model_fields
+        for name in config.grid_search.architectures
+        for one in sections_at(root, ("model", name))
+        if name in _tags(one)
+    ]
+    keys = [f"model.{key}" for fields in models for key in fields]
+    keys += [f"train.{key}" for key in type(config.train).model_fields]
+    keys += [f"train.schedule.{key}" for one in sections_at(root, ("train", "schedule")) for key in one.model_fields]
+    keys += [f"data.{key}" for key in _DATA_KEYS]
+    return [key for key in dict.fromkeys(keys) if key not in _ELSEWHERE]
+
+
+def _tags(section: Any) -> list[str]:
+    return [section.model_fields["architecture"].default]
+
+
+def _twice(values: list[Any]) -> list[Any]:
+    return [value for index, value in enumerate(values) if value in values[:index] and values.index(value) == index - 1]
+
+
+def _no_axis(key: str, valid: list[str], architectures: list[Any]) -> str:
+    if key in _ELSEWHERE:
+        return f"this is no axis; {_ELSEWHERE[key]}"
+    last = key.split(".")[-1]
+    close = [name for name in valid if name.split(".")[-1] == last]
+    close = close or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    if key.startswith("data."):
+        return f"this is no axis: all trials share one text, split and tokenizer; the nearest is '{close[0]}'"
+    among = f" of {', '.join(architectures)}" if key.startswith("model.") else ""
+    return f"this is no key{among} that an axis can vary; the nearest valid key is '{close[0]}'"
+
+
+def _rule_errors(path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]]) -> Iterator[tuple[KeyPath, str]]:
+    if not rule:
+        yield path, "the rule is empty and would leave out every point; name axes and their values"
+    for key, wanted in rule.items():
+        if key not in axes:
+            close = difflib.get_close_matches(key, axes, n=1, cutoff=0.0)
+            hint = f"; the nearest is '{close[0]}'" if close else ""
+            yield (*path, key), f"this is no axis of the grid{hint}"
+            continue
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if value not in axes[key]:
+                yield (*path, key), f"found {shown(value)}; the axis has the values {shown(axes[key])}"

@@ -1,0 +1,234 @@
+"""Long-lived worker processes that run the trials of a sweep on this machine, and what watches over them."""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from retlab.errors import EXIT_INTERRUPTED, UserError
+from retlab.progress import duration
+from retlab.sweep.grid import Trial
+from retlab.sweep.worker import LOG, order_of
+
+_TICK_SECONDS = 0.5
+PATIENCE_SECONDS = 300.0
+"""How long trials may take to save and leave after a signal."""
+_STARTS = 3
+"""Workers in a row that may end before they are ready."""
+
+
+class Watcher(Protocol):
+    """Is told what becomes of the trials."""
+
+    def started(self, trial: Trial) -> None:
+        """A worker took it up."""
+
+    def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
+        """It has this result; None where another sweep had brought it to its end."""
+
+    def failed(self, trial: Trial, kind: str, message: str) -> None:
+        """It ended without a result."""
+
+    def interrupted(self, trial: Trial) -> None:
+        """It was left, to be continued later."""
+
+    def tick(self) -> None:
+        """Time passed."""
+
+
+@dataclass
+class _Worker:
+    process: "subprocess.Popen[bytes]"
+    place: int
+    "Which of the workers' places: the number of its GPU, where there are several."
+    ready: bool = False
+    trial: Trial | None = None
+    since: float = 0.0
+    buffer: bytes = b""
+    killed_for: str | None = None
+
+
+@dataclass
+class Pool:
+    """Places for workers on this machine.
+
+    Args:
+        places: the environment of the worker at each place.
+        timeout: seconds after which a trial is given up; None never does.
+        stop_requested: becomes true when all should save and leave.
+        message_folder: where workers leave what they print outside of trials.
+    """
+
+    places: list[dict[str, str]]
+    timeout: float | None
+    stop_requested: Callable[[], bool]
+    message_folder: Path
+    _workers: list[_Worker] = field(default_factory=list)
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    _lost_starts: int = 0
+    _stopping_since: float | None = None
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all workers; one that works is not waited for."""
+        for worker in self._workers:
+            assert worker.process.stdin is not None
+            worker.process.stdin.close()
+        for worker in self._workers:
+            try:
+                worker.process.wait(10)
+            except subprocess.TimeoutExpired:
+                _kill(worker.process)
+        self._workers.clear()
+        self._selector.close()
+
+    def run(self, trials: Iterable[Trial], watcher: Watcher, extra: dict[str, Any] | None = None) -> bool:
+        """Run all trials; returns whether all were given to an end, and False after a signal.
+
+        Args:
+            trials: what to run, in this order.
+            watcher: is told what happens.
+            extra: further words of every order.
+
+        Raises:
+            UserError: no worker comes up.
+        """
+        waiting = deque(trials)
+        while waiting or any(worker.trial for worker in self._workers):
+            if self.stop_requested() and self._stopping_since is None:
+                self._stopping_since = time.monotonic()
+                for worker in self._workers:
+                    worker.process.send_signal(signal.SIGTERM)
+            if self._stopping_since is not None:
+                waiting.clear()
+                if not any(worker.trial for worker in self._workers):
+                    break
+            else:
+                self._fill_places(len(waiting))
+                for worker in self._workers:
+                    if waiting and worker.ready and worker.trial is None:
+                        self._give(worker, waiting.popleft(), extra or {}, watcher)
+            for key, _ in self._selector.select(_TICK_SECONDS):
+                self._read(key.data, watcher)
+            self._give_up_the_late()
+            watcher.tick()
+        return self._stopping_since is None
+
+    def _fill_places(self, waiting: int) -> None:
+        free = sum(worker.trial is None for worker in self._workers)
+        taken = {worker.place for worker in self._workers}
+        for place, environment in enumerate(self.places):
+            if place not in taken and free < waiting:
+                self._start(place, environment)
+                free += 1
+
+    def _start(self, place: int, environment: dict[str, str]) -> None:
+        source = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+        with open(self.message_folder / f"worker-{place}.log", "wb") as messages:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "retlab.sweep.worker"],
+                env={**os.environ, "PYTHONPATH": path, **environment},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages,
+                # Ctrl-C reaches the supervisor alone; what a trial starts is killed with it.
+                start_new_session=True,
+            )  # fmt: skip
+        worker = _Worker(process, place)
+        self._workers.append(worker)
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+
+    def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any], watcher: Watcher) -> None:
+        assert worker.process.stdin is not None
+        worker.trial, worker.since = trial, time.monotonic()
+        watcher.started(trial)
+        try:
+            worker.process.stdin.write(json.dumps({"trial": order_of(trial), **extra}).encode() + b"\n")
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            # It is gone, which the end of its reports tells next.
+            pass
+
+    def _read(self, worker: _Worker, watcher: Watcher) -> None:
+        assert worker.process.stdout is not None
+        try:
+            data = os.read(worker.process.stdout.fileno(), 2**16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._lost(worker, watcher)
+            return
+        *lines, worker.buffer = (worker.buffer + data).split(b"\n")
+        for line in lines:
+            self._heard(worker, json.loads(line), watcher)
+
+    def _heard(self, worker: _Worker, report: dict[str, Any], watcher: Watcher) -> None:
+        event = report.pop("event")
+        if event == "ready":
+            worker.ready, self._lost_starts = True, 0
+            return
+        trial, worker.trial = worker.trial, None
+        assert trial is not None
+        if event == "interrupted":
+            watcher.interrupted(trial)
+        elif event == "failed":
+            worker.ready = False
+            watcher.failed(trial, report["kind"], report["message"])
+        else:
+            watcher.done(trial, report.get("result", report))
+
+    def _lost(self, worker: _Worker, watcher: Watcher) -> None:
+        """A worker has ended, by itself or not; another takes its place where there is work."""
+        assert worker.process.stdout is not None
+        self._selector.unregister(worker.process.stdout)
+        code = worker.process.wait()
+        self._workers.remove(worker)
+        trial = worker.trial
+        if trial is None:
+            if not worker.ready and code not in (0, EXIT_INTERRUPTED) and self._stopping_since is None:
+                self._lost_starts += 1
+                if self._lost_starts >= _STARTS:
+                    log = self.message_folder / f"worker-{worker.place}.log"
+                    said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
+                    raise UserError(f"no worker comes up: {said[-1]}; the whole is in {log}")
+            return
+        if self._stopping_since is not None:
+            watcher.interrupted(trial)
+        elif worker.killed_for:
+            watcher.failed(trial, "timeout", worker.killed_for)
+        else:
+            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+            where = f"its log {trial.folder / LOG} may say more"
+            watcher.failed(trial, "killed", f"the process of the trial {how}{memory}; {where}")
+
+    def _give_up_the_late(self) -> None:
+        if self._stopping_since is not None and time.monotonic() - self._stopping_since > PATIENCE_SECONDS:
+            for worker in self._workers:
+                _kill(worker.process)
+        for worker in self._workers:
+            if worker.trial and self.timeout and time.monotonic() - worker.since > self.timeout:
+                worker.killed_for = (
+                    f"no result after {duration(self.timeout)} (grid_search.trial_timeout); its last checkpoint is"
+                    " kept, and --retry-failed goes on from it"
+                )
+                _kill(worker.process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker and what it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()

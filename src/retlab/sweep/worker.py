@@ -1,0 +1,146 @@
+"""A process that runs trials one after another for `pool`: `python -m retlab.sweep.worker`.
+
+Messages are lines of JSON: orders come on the standard input, reports leave on what was the standard output; all that
+libraries print goes to the log of the trial. A worker ends with its input, so none outlives its supervisor.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from retlab import artifacts
+from retlab.config import ExperimentConfig
+from retlab.errors import EXIT_INTERRUPTED, Interrupted, OutOfMemory, UserError
+from retlab.sweep.grid import Trial
+from retlab.sweep.results import read_result
+
+LOG = "log.txt"
+"""What was said in a trial, in its folder."""
+
+
+def main() -> int:
+    """Do what is ordered until the input ends or a signal asks to leave."""
+    reports = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stop.set())
+    # Ctrl-C is the supervisor's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
+    _import_libraries()
+    _report(reports, {"event": "ready"})
+    while not stop.is_set():
+        try:
+            order = orders.get(timeout=0.1)
+        except queue.Empty:
+            continue
+        report = _run(order, stop.is_set)
+        _report(reports, report)
+        if report["event"] == "failed":
+            # What a failure leaves behind, memory above all, ends with the process.
+            return 0
+    return EXIT_INTERRUPTED
+
+
+def _import_libraries() -> None:
+    """Load once what every trial needs."""
+    import retlab.evaluation.perplexity
+    import retlab.training.export
+    import retlab.training.trainer  # noqa: F401
+    from retlab.training.module import keep_graphs_of_many_models
+
+    keep_graphs_of_many_models()
+
+
+def _read_orders(orders: "queue.Queue[dict[str, Any]]") -> None:
+    for line in sys.stdin:
+        orders.put(json.loads(line))
+    os._exit(1)
+
+
+def _report(reports: IO[str], report: dict[str, Any]) -> None:
+    reports.write(json.dumps(report) + "\n")
+    reports.flush()
+
+
+def _run(order: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    trial = trial_of(order["trial"])
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    with logged(trial.folder / LOG):
+        print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}", flush=True)
+        try:
+            if "calibration_steps" in order:
+                return {"event": "calibrated", **_calibrate(trial, order["calibration_steps"], stop_requested)}
+            with artifacts.lock(trial.folder, True, lambda: print("waiting: another process runs this trial")):
+                if read_result(trial.folder) is not None:
+                    return {"event": "done", "result": None}
+                from retlab.sweep.trial import run_trial
+
+                result = run_trial(trial, say=_say, stop_requested=stop_requested)
+                return {"event": "done", "result": result.dump()}
+        except Interrupted:
+            return {"event": "interrupted"}
+        except UserError as error:
+            kind = "out of memory" if isinstance(error, OutOfMemory) else "error"
+            print(f"error: {error}", flush=True)
+            return {"event": "failed", "kind": kind, "message": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            lines = str(error).strip().splitlines() or [""]
+            return {"event": "failed", "kind": "error", "message": f"{type(error).__name__}: {lines[0]}"}
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _calibrate(trial: Trial, steps: int, stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    from retlab.sweep.calibration import measure
+
+    return measure(trial, steps, stop_requested)
+
+
+def order_of(trial: Trial) -> dict[str, Any]:
+    """A trial as plain values."""
+    plain = {"architecture": trial.architecture, "seed": trial.seed, "parameters": trial.parameters}
+    return plain | {"config": trial.config.dump()}
+
+
+def trial_of(values: dict[str, Any]) -> Trial:
+    """The trial of plain values."""
+    return Trial(
+        values["architecture"], values["seed"], ExperimentConfig.model_validate(values["config"]), values["parameters"]
+    )
+
+
+@contextlib.contextmanager
+def logged(file: Path) -> Iterator[None]:
+    """Send both outputs of the process to a file, at its end."""
+    kept = [os.dup(1), os.dup(2)]
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
