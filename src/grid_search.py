@@ -15,6 +15,7 @@ from retlab.artifacts import lock, read_json
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.errors import Interrupted, UserError
+from retlab.section import PROJECT_ROOT, shown_path
 from retlab.sweep.grid import Grid
 
 
@@ -43,6 +44,9 @@ def main(_config: ExperimentConfig, command: StageCommand) -> None:
     if options.table:
         _tables(grid)
         return
+    if grid.config.grid_search.engine == "slurm":
+        _submit(grid, options)
+        return
     _run(grid, options)
 
 
@@ -70,6 +74,14 @@ def _run(grid: Grid, options: argparse.Namespace) -> None:
             _tables(grid)
     if not finished:
         raise Interrupted("running trials are saved")
+
+
+def _submit(grid: Grid, options: argparse.Namespace) -> None:
+    from retlab.sweep.slurm import submit_missing
+
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    submit_missing(grid, _say, plan_only=options.plan, retry_failed=options.retry_failed)
+    _say(f"follow it with: bash {shown_path(PROJECT_ROOT / 'slurm' / 'status.sh')} {options.config}")
 
 
 def _run_one(grid: Grid, options: argparse.Namespace) -> None:

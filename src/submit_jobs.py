@@ -38,9 +38,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     options = command.options
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
-    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     if options.stage == "grid_search":
-        words += [f"--{name}" for name in GRID_SEARCH_OPTIONS if getattr(options, name.replace("-", "_"))]
+        _sweep(command)
+        return
+    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
     notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
     # The scheduler says why a job waits when it has looked at it for the first time.
@@ -50,6 +51,20 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         time.sleep(0.25)
     for line in what_waits(notes):
         print(line)
+
+
+def _sweep(command: StageCommand) -> None:
+    """Submit the trials of a sweep that are missing as job arrays."""
+    from retlab.sweep.plan import refuse_invalid
+    from retlab.sweep.points import make_grid
+    from retlab.sweep.slurm import submit_missing
+
+    options = command.options
+    grid = make_grid(options.config, command.overrides)
+    if not options.skip_invalid:
+        refuse_invalid(grid)
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    submit_missing(grid, print, plan_only=False, retry_failed=options.retry_failed, given=command.after)
 
 
 if __name__ == "__main__":

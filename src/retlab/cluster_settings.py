@@ -68,6 +68,13 @@ class ClusterSection(Resources):
     dask_jobs: int = Field(default=4, ge=1)
     "Worker jobs of dask: slurm; each has the resources of its stage."
 
+    @field_validator("dask")
+    @classmethod
+    def _is_a_scheduler(cls, dask: str | None) -> str | None:
+        if dask not in (None, "slurm") and not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://\S+:\d+", dask):
+            raise ValueError("must be null, slurm, or the address of a running Dask scheduler, such as tcp://host:8786")
+        return dask
+
     @model_validator(mode="after")
     def _told_after_the_start(self) -> "ClusterSection":
         """A job that is told to leave when it starts would come back again and again and do nothing."""

@@ -90,7 +90,10 @@ def _parse(
         raise UserError(f"command line: the experiment's YAML file comes first, before {options.config}")
     overrides = tuple(word for word in options.rest if "=" in word)
     config = load_config(options.config, overrides)
-    return config, StageCommand(options.force, options.verify, tuple(chosen), overrides, options, tuple(handed_on))
+    command = StageCommand(
+        options.force, options.verify, tuple(chosen), overrides=overrides, options=options, after=tuple(handed_on)
+    )
+    return config, command
 
 
 @contextlib.contextmanager

@@ -74,10 +74,10 @@ def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]
         return misread
     field = section.model_fields[name]
     try:
-        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         errors = [{**one, "loc": (*location, *one["loc"])} for one in error.errors(include_url=False)]
-        return [message for _, message in explain(errors, values, root)]
+        return [problem.message for problem in explain(errors, values, root)]
     return []
 
 

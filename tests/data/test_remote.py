@@ -119,22 +119,15 @@ def _fail(path: Path) -> None:
     raise UserError(f"{path.name} is damaged")
 
 
-def _die(_: Path) -> None:
-    os._exit(1)
-
-
 @pytest.mark.component
-def test_what_goes_wrong_on_workers_is_a_sentence(
-    cluster: "distributed.Client", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_what_goes_wrong_on_workers_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(function: Callable[..., None], path: Path) -> str:
         with pytest.raises(UserError) as caught:
             run_tasks(function, [(path,)], None, lambda _: None)
         return str(caught.value)
 
     assert refusal(_fail, tmp_path / "part") == "part is damaged"
-    assert "every worker that worked on" in refusal(_die, tmp_path / "part.parquet")
-    cluster.wait_for_workers(1, timeout=120)
     assert "does not see the folder /nowhere/shared" in refusal(_fail, Path("/nowhere/shared/part"))
     monkeypatch.setattr(remote, "identity", lambda: {"pyarrow": "0.1"})
     assert "and here it is 0.1" in refusal(_fail, tmp_path / "part")
@@ -183,3 +176,15 @@ print("distributed" in sys.modules)
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert answer.stdout.splitlines()[-1:] == ["False"], answer.stderr
+
+
+def _die(_: Path) -> None:
+    os._exit(1)
+
+
+# The last test: its workers need not come back.
+@pytest.mark.component
+@pytest.mark.usefixtures("cluster")
+def test_a_task_that_takes_worker_after_worker_with_it_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"every worker that worked on .*part\.parquet was lost"):
+        run_tasks(_die, [(tmp_path / "part.parquet",)], None, lambda _: None)

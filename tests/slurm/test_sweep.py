@@ -26,25 +26,24 @@ pytestmark = pytest.mark.component
 # In place of slurm/07_grid_search.sh: a trial waits as long as there is a file `hold`, then has a result.
 STAND_IN = """#!/bin/bash
 exec {python} - "$@" <<'END'
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {source!r})
 from retlab.sweep.results import TrialResult, write_result
-from retlab.sweep.submissions import read_trial
 hold = Path({hold!r})
 words = dict(word.split("=", 1) for word in sys.argv[2:] if "=" in word)
 if "--table" in sys.argv:
     with open(hold.with_name("tables"), "a") as file:
         file.write("made\\n")
     sys.exit()
-trial = read_trial(Path(words["--trials"]), int(os.environ["SLURM_ARRAY_TASK_ID"]))
+trial = json.loads(Path(words["--trials"]).read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]
 with open(hold.with_name("started"), "a") as file:
-    file.write(trial.id + "\\n")
-print("training", trial.id, flush=True)
+    file.write(trial + "\\n")
+print("training", trial, flush=True)
 while hold.exists():
     time.sleep(0.1)
-write_result(trial.folder, TrialResult(
-    trial=trial.id, status="finished", architecture=trial.architecture, seed=trial.seed, parameters=1, steps=1,
+write_result(hold.parent / "trials" / trial, TrialResult(
+    trial=trial, status="finished", architecture="retnet", seed=0, parameters=1, steps=1,
     tokens=1, training_seconds=1, tokens_per_second=1, seconds=1, device="cpu", host="n", started="", ended="",
     versions=dict(),
 ))

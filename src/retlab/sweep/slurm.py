@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from retlab import artifacts
 from retlab.cluster import queue, sbatch
 from retlab.cluster.client import call
 from retlab.cluster.notes import JobNote, keep_config, notes_folder, write_note
@@ -26,6 +27,29 @@ _SCRIPT = PROJECT_ROOT / "slurm" / "07_grid_search.sh"
 _STAGE = "grid_search"
 # Slurm's own default.
 _MAX_ARRAY_SIZE = 1001
+
+
+def submit_missing(
+    grid: Grid, say: Callable[[str], None], *, plan_only: bool, retry_failed: bool, given: Sequence[str] = ()
+) -> Submission | None:
+    """Print the plan and submit what is missing, see `submit_sweep`.
+
+    Raises:
+        UserError: the folder holds another sweep, or see `submit_sweep`.
+    """
+    from retlab.sweep.local import claim
+    from retlab.sweep.plan import make_plan
+
+    claim(grid)
+    for line in make_plan(grid, retry_failed).lines():
+        say(line)
+    if plan_only:
+        return None
+    with artifacts.lock(grid.folder, True, lambda: say("waiting: another process runs this sweep")):
+        submission = submit_sweep(grid, say, retry_failed=retry_failed, given=given)
+    if submission is None:
+        say("up to date: no trial is missing; --table makes the tables anew")
+    return submission
 
 
 def missing_trials(grid: Grid, retry_failed: bool) -> list[Trial]:
@@ -65,7 +89,7 @@ def submit_sweep(
     submission = Submission()
     try:
         for number, trials in enumerate(lists):
-            write_trials(folder / f"trials-{number}.jsonl", trials)
+            write_trials(folder / f"trials-{number}.json", trials)
             array = _submit_array(grid, folder, number, trials, submission, retry_failed, given)
             submission = Submission(arrays=[*submission.arrays, array])
             write_submission(folder, submission)
@@ -108,7 +132,7 @@ def _submit_array(
     # The next array begins when the one before has ended, so that never more than max_parallel run.
     if before.arrays:
         words.append(f"--dependency=afterany:{before.arrays[-1].job}")
-    file = folder / f"trials-{number}.jsonl"
+    file = folder / f"trials-{number}.json"
     task = [f"--trials={file}", *(["--retry-failed"] if retry_failed else [])]
     job = _submit(grid, "trials", name, log, words, task, given if not before.arrays else _independent(given))
     return TrialArray(job=job, name=name, file=file.name, log=log.replace("%%", "%"))

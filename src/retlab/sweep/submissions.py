@@ -1,13 +1,12 @@
 """What a sweep has submitted to Slurm: of each submission the trials and jobs, and what became of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from retlab.artifacts import write_atomic
+from retlab.artifacts import read_json, write_atomic, write_json
 from retlab.cluster import queue
 from retlab.cluster.queue import Job
 from retlab.config import ExperimentConfig
@@ -116,33 +115,10 @@ def tasks(config: ExperimentConfig) -> list[Task]:
 
 
 def write_trials(file: Path, trials: Sequence[Trial]) -> None:
-    """Write a list of trials, a line of JSON each, from which a task needs to read its own line alone."""
-    lines = [
-        json.dumps(
-            {
-                "id": trial.id,
-                "architecture": trial.architecture,
-                "seed": trial.seed,
-                "parameters": trial.parameters,
-                "config": trial.config.dump(),
-            },
-            ensure_ascii=False,
-        )
-        for trial in trials
-    ]
-    write_atomic(file, "".join(f"{line}\n" for line in lines))
+    """Write a list of trials, of which a task takes one by its number."""
+    write_json(file, [trial.id for trial in trials])
 
 
 def trial_ids(file: Path) -> list[str]:
     """The identities of the trials of a list; none where it is gone."""
-    try:
-        return [json.loads(line)["id"] for line in file.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
-
-
-def read_trial(file: Path, number: int) -> Trial:
-    """The trial of a list that a task runs, counted from 0."""
-    entry = json.loads(file.read_text(encoding="utf-8").splitlines()[number])
-    config = ExperimentConfig.model_validate(entry["config"])
-    return Trial(entry["architecture"], entry["seed"], config, entry["parameters"])
+    return read_json(file) or []
