@@ -9,6 +9,7 @@ runs/<name>/grid_search. Interrupted or killed, the same command goes on with wh
 import argparse
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from retlab.artifacts import lock, read_json
@@ -54,6 +55,14 @@ def _say(line: str) -> None:
     print(f"[grid_search] {line}", flush=True)
 
 
+def _stopped_by_signals() -> Callable[[], bool]:
+    """Let trials save and leave at a signal: becomes true then."""
+    stop = threading.Event()
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: stop.set())
+    return stop.is_set
+
+
 def _tables(grid: Grid) -> None:
     from retlab.sweep.table import write_tables
 
@@ -63,13 +72,11 @@ def _tables(grid: Grid) -> None:
 def _run(grid: Grid, options: argparse.Namespace) -> None:
     from retlab.sweep.local import run_locally
 
-    stop = threading.Event()
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: stop.set())
+    stop_requested = _stopped_by_signals()
     grid.folder.mkdir(parents=True, exist_ok=True)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
-                               stop_requested=stop.is_set, say=_say)  # fmt: skip
+                               stop_requested=stop_requested, say=_say)  # fmt: skip
         if not options.plan:
             _tables(grid)
     if not finished:
@@ -93,7 +100,7 @@ def _run_one(grid: Grid, options: argparse.Namespace) -> None:
     trial = next((one for one in grid.trials if one.id == wanted), None)
     if trial is None:
         raise UserError(f"{options.trials}: trial {wanted} is not in this grid; was the configuration changed?")
-    run_alone(grid, trial, _say)
+    run_alone(grid, trial, _stopped_by_signals(), _say)
 
 
 def _listed(file: Path, number: int) -> str:
