@@ -22,7 +22,7 @@ from retlab.sweep.points import make_grid
 from retlab.sweep.results import read_failure, read_result
 
 pytestmark = pytest.mark.component
-STEPS = 150
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, name: str, **grid_search: Any) -> Path:
     """Two good points, and between them one that diverges."""
-    file = make_config(folder, name, max_steps=STEPS, validate_every_steps=50)
+    file = make_config(folder, name, max_steps=STEPS, micro_batch_size=8, validate_every_steps=20)
     values = yaml.safe_load(file.read_text())
     section = {"axes": {"train.learning_rate": [1e-3, 1e30, 1e-2]}, "architectures": ["retnet"], "workers": 2,
                "trials_folder": str(folder / name), "similarity_windows": 2}  # fmt: skip
@@ -128,7 +128,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
 
 
 def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: Grid) -> None:
-    config = write(folder, "lost", trial_timeout=25)
+    config = write(folder, "lost", trial_timeout=30)
     grid = make_grid(config, [])
     first, _, last = grid.trials
     process = start(config)
