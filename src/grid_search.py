@@ -30,6 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(_config: ExperimentConfig, command: StageCommand) -> None:
     """Run a sweep, or one part of it."""
+    # A grid takes seconds to make, and a signal may come before it is there.
+    stop = threading.Event()
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: stop.set())
     from retlab.sweep.plan import refuse_invalid
     from retlab.sweep.points import make_grid
 
@@ -43,7 +47,7 @@ def main(_config: ExperimentConfig, command: StageCommand) -> None:
     if options.table:
         _tables(grid)
         return
-    _run(grid, options)
+    _run(grid, options, stop)
 
 
 def _say(line: str) -> None:
@@ -53,15 +57,19 @@ def _say(line: str) -> None:
 def _tables(grid: Grid) -> None:
     from retlab.sweep.table import write_tables
 
+    # Each file of it is whole at any moment, so a signal ends it at once.
+    for number in SIGNALS:
+        signal.signal(number, _leave)
     write_tables(grid, _say)
 
 
-def _run(grid: Grid, options: argparse.Namespace) -> None:
+def _leave(number: int, _frame: object) -> None:
+    raise Interrupted(f"{signal.Signals(number).name} received; trials and comparisons so far are kept")
+
+
+def _run(grid: Grid, options: argparse.Namespace, stop: threading.Event) -> None:
     from retlab.sweep.local import run_locally
 
-    stop = threading.Event()
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: stop.set())
     grid.folder.mkdir(parents=True, exist_ok=True)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,

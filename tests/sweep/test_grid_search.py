@@ -63,6 +63,12 @@ def saved(trial: Trial) -> bool:
     return any((trial.folder / "checkpoints").glob("step-*.pt"))
 
 
+def started(trial: Trial) -> int:
+    """How often a process has taken the trial up, or has measured its speed with it."""
+    log = trial.folder / "log.txt"
+    return log.read_text().count("--- ") if log.exists() else 0
+
+
 def process_of(trial: Trial) -> int:
     return int(re.findall(r"process (\d+)", (trial.folder / "log.txt").read_text())[-1])
 
@@ -114,8 +120,9 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
     config = write(folder, "killed")
     grid = make_grid(config, [])
     for number in (signal.SIGKILL, signal.SIGTERM):
+        attempts = started(grid.trials[0])
         process = start(config)
-        wait_until(lambda: saved(grid.trials[0]) or read_result(grid.trials[0].folder), process)
+        wait_until(lambda n=attempts: started(grid.trials[0]) > n and saved(grid.trials[0]), process)
         pids = [process_of(trial) for trial in grid.trials if (trial.folder / "log.txt").exists()]
         process.send_signal(number)
         output, _ = process.communicate()
