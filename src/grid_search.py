@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from retlab.artifacts import lock, read_json
+from retlab.artifacts import lock
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.errors import Interrupted, UserError
@@ -26,29 +26,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-invalid", action="store_true", help="run the points that can be run")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again, too")
     parser.add_argument("--table", action="store_true", help="only rebuild tables and plots from the trials")
-    parser.add_argument("--trials", metavar="FILE", type=Path, help="with --task: a JSON list of trials")
+    parser.add_argument("--trials", metavar="FILE", type=Path, help="with --task: a list of trials")
     parser.add_argument("--task", metavar="N", type=int, help="run the trial of this number, from 0, alone")
 
 
-def main(_config: ExperimentConfig, command: StageCommand) -> None:
+def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Run a sweep, or one part of it."""
+    options = command.options
+    # A grid takes seconds to make, and a signal may come before it is there.
+    stop_requested = _stopped_by_signals()
+    if options.task is not None:
+        _run_one(config, options, stop_requested)
+        return
     from retlab.sweep.plan import refuse_invalid
     from retlab.sweep.points import make_grid
 
-    options = command.options
     grid = make_grid(options.config, command.overrides)
-    if options.task is not None:
-        _run_one(grid, options)
-        return
-    if not (options.skip_invalid or options.plan or options.table):
-        refuse_invalid(grid)
     if options.table:
         _tables(grid)
         return
-    if grid.config.grid_search.engine == "slurm":
+    if not (options.skip_invalid or options.plan):
+        refuse_invalid(grid)
+    if config.grid_search.engine == "slurm":
         _submit(grid, options)
         return
-    _run(grid, options)
+    _run(grid, options, stop_requested)
 
 
 def _say(line: str) -> None:
@@ -66,13 +68,19 @@ def _stopped_by_signals() -> Callable[[], bool]:
 def _tables(grid: Grid) -> None:
     from retlab.sweep.table import write_tables
 
+    # Each file of it is whole at any moment, so a signal ends it at once.
+    for number in SIGNALS:
+        signal.signal(number, _leave)
     write_tables(grid, _say)
 
 
-def _run(grid: Grid, options: argparse.Namespace) -> None:
+def _leave(number: int, _frame: object) -> None:
+    raise Interrupted(f"{signal.Signals(number).name} received; trials and comparisons so far are kept")
+
+
+def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.local import run_locally
 
-    stop_requested = _stopped_by_signals()
     grid.folder.mkdir(parents=True, exist_ok=True)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
@@ -91,25 +99,14 @@ def _submit(grid: Grid, options: argparse.Namespace) -> None:
     _say(f"follow it with: bash {shown_path(PROJECT_ROOT / 'slurm' / 'status.sh')} {options.config}")
 
 
-def _run_one(grid: Grid, options: argparse.Namespace) -> None:
+def _run_one(config: ExperimentConfig, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.alone import run_alone
+    from retlab.sweep.trial_list import read_trial
 
     if options.trials is None:
         raise UserError("command line: --task needs --trials FILE, the list that its number counts in")
-    wanted = _listed(options.trials, options.task)
-    trial = next((one for one in grid.trials if one.id == wanted), None)
-    if trial is None:
-        raise UserError(f"{options.trials}: trial {wanted} is not in this grid; was the configuration changed?")
-    run_alone(grid, trial, _stopped_by_signals(), _say)
-
-
-def _listed(file: Path, number: int) -> str:
-    trials = read_json(file)
-    if not isinstance(trials, list):
-        raise UserError(f"--trials: {file} is missing or no JSON list of trials; name the list that --task counts in")
-    if not 0 <= number < len(trials):
-        raise UserError(f"--task: there is no trial {number} in {file}, which lists {len(trials):,}; count from 0")
-    return str(trials[number])
+    trial = read_trial(options.trials, options.task)
+    run_alone(trial, config.grid_search.trial_timeout, stop_requested, _say)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ def test_scripts_are_valid_bash(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("0*.sh")), ids=lambda script: script.name)
+# A sweep over the quickstart would train; that one with its trials done is up to date is tested with the sweeps.
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("0[1-6]*.sh")), ids=lambda script: script.name)
 def test_numbered_scripts_run_from_any_folder_and_are_up_to_date(
     script: Path, quickstart: Path, tmp_path: Path
 ) -> None:

@@ -73,8 +73,9 @@ def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]
     if misread:
         return misread
     field = section.model_fields[name]
+    kind: Any = Annotated[field.annotation, field]
     try:
-        TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
+        TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         errors = [{**one, "loc": (*location, *one["loc"])} for one in error.errors(include_url=False)]
         return [problem.message for problem in explain(errors, values, root)]

@@ -36,7 +36,7 @@ if "--table" in sys.argv:
     with open(hold.with_name("tables"), "a") as file:
         file.write("made\\n")
     sys.exit()
-trial = json.loads(Path(words["--trials"]).read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+trial = json.loads(Path(words["--trials"]).read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]["id"]
 with open(hold.with_name("started"), "a") as file:
     file.write(trial + "\\n")
 print("training", trial, flush=True)

@@ -22,7 +22,7 @@ from retlab.sweep.points import make_grid
 from retlab.sweep.results import read_failure, read_result
 
 pytestmark = pytest.mark.component
-STEPS = 150
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, name: str, **grid_search: Any) -> Path:
     """Two good points, and between them one that diverges."""
-    file = make_config(folder, name, max_steps=STEPS, validate_every_steps=50)
+    file = make_config(folder, name, max_steps=STEPS, micro_batch_size=8, validate_every_steps=20)
     values = yaml.safe_load(file.read_text())
     section = {"axes": {"train.learning_rate": [1e-3, 1e30, 1e-2]}, "architectures": ["retnet"], "workers": 2,
                "trials_folder": str(folder / name), "similarity_windows": 2}  # fmt: skip
@@ -61,6 +61,12 @@ def wait_until(condition: Callable[[], object], process: Script) -> None:
 
 def saved(trial: Trial) -> bool:
     return any((trial.folder / "checkpoints").glob("step-*.pt"))
+
+
+def started(trial: Trial) -> int:
+    """How often a process has taken the trial up, or has measured its speed with it."""
+    log = trial.folder / "log.txt"
+    return log.read_text().count("--- ") if log.exists() else 0
 
 
 def process_of(trial: Trial) -> int:
@@ -114,8 +120,9 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
     config = write(folder, "killed")
     grid = make_grid(config, [])
     for number in (signal.SIGKILL, signal.SIGTERM):
+        attempts = started(grid.trials[0])
         process = start(config)
-        wait_until(lambda: saved(grid.trials[0]) or read_result(grid.trials[0].folder), process)
+        wait_until(lambda n=attempts: started(grid.trials[0]) > n and saved(grid.trials[0]), process)
         pids = [process_of(trial) for trial in grid.trials if (trial.folder / "log.txt").exists()]
         process.send_signal(number)
         output, _ = process.communicate()
@@ -128,7 +135,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
 
 
 def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: Grid) -> None:
-    config = write(folder, "lost", trial_timeout=25)
+    config = write(folder, "lost", trial_timeout=30)
     grid = make_grid(config, [])
     first, _, last = grid.trials
     process = start(config)

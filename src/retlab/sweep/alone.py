@@ -10,13 +10,21 @@ from retlab import artifacts
 from retlab.emissions import track_emissions
 from retlab.errors import OutOfMemory, UserError
 from retlab.progress import duration
-from retlab.sweep.grid import Grid, Trial
+from retlab.sweep.grid import Trial
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.trial import Energy, drop_leftovers, finish, run_trial
 
 
-def run_alone(grid: Grid, trial: Trial, stop_requested: Callable[[], bool], say: Callable[[str], None]) -> None:
+def run_alone(
+    trial: Trial, timeout: float | None, stop_requested: Callable[[], bool], say: Callable[[str], None]
+) -> None:
     """Run a trial to its result, unless it is there; the energy of the process is the trial's.
+
+    Args:
+        trial: what to run.
+        timeout: seconds after which it is given up; None never does.
+        stop_requested: becomes true when it should save and leave.
+        say: prints a line for people.
 
     Raises:
         UserError: the trial failed, which its folder tells, too.
@@ -28,7 +36,7 @@ def run_alone(grid: Grid, trial: Trial, stop_requested: Callable[[], bool], say:
             drop_leftovers(trial.folder)
             say(f"up to date: {trial.id}")
             return
-        _watch_time(trial, grid.config.grid_search.trial_timeout)
+        _watch_time(trial, timeout)
         _run(trial, say, stop_requested)
 
 
@@ -40,6 +48,10 @@ def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], 
             result = run_trial(trial, say=say, stop_requested=stop_requested)
     except UserError as error:
         _fail(trial, "out of memory" if isinstance(error, OutOfMemory) else "error", str(error))
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        _fail(trial, "error", f"{type(error).__name__}: {lines[0]}")
         raise
     finally:
         energy = Energy()

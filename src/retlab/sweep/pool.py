@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from retlab.errors import EXIT_INTERRUPTED, UserError
 from retlab.progress import duration
 from retlab.sweep.grid import Trial
-from retlab.sweep.worker import LOG, order_of
+from retlab.sweep.trial_list import plain
+from retlab.sweep.worker import LOG
 
 _TICK_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0
@@ -154,7 +155,7 @@ class Pool:
         worker.trial, worker.since = trial, time.monotonic()
         watcher.started(trial)
         try:
-            worker.process.stdin.write(json.dumps({"trial": order_of(trial), **extra}).encode() + b"\n")
+            worker.process.stdin.write(json.dumps({"trial": plain(trial), **extra}).encode() + b"\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
             # It is gone, which the end of its reports tells next.

@@ -20,8 +20,8 @@ from retlab.sweep.submissions import (
     new_submission,
     tasks,
     write_submission,
-    write_trials,
 )
+from retlab.sweep.trial_list import write_trials
 
 _SCRIPT = PROJECT_ROOT / "slurm" / "07_grid_search.sh"
 _STAGE = "grid_search"

@@ -1,17 +1,16 @@
 """What a sweep has submitted to Slurm: of each submission the trials and jobs, and what became of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from retlab.artifacts import read_json, write_atomic, write_json
+from retlab.artifacts import write_atomic
 from retlab.cluster import queue
 from retlab.cluster.queue import Job
 from retlab.config import ExperimentConfig
 from retlab.section import Section
-from retlab.sweep.grid import Trial
+from retlab.sweep.trial_list import trial_ids
 
 RECORD = "submission.json"
 
@@ -112,13 +111,3 @@ def tasks(config: ExperimentConfig) -> list[Task]:
                 if trial not in latest or not latest[trial].is_live:
                     latest[trial] = task
     return list(latest.values())
-
-
-def write_trials(file: Path, trials: Sequence[Trial]) -> None:
-    """Write a list of trials, of which a task takes one by its number."""
-    write_json(file, [trial.id for trial in trials])
-
-
-def trial_ids(file: Path) -> list[str]:
-    """The identities of the trials of a list; none where it is gone."""
-    return read_json(file) or []

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from retlab import artifacts
-from retlab.config import ExperimentConfig
 from retlab.errors import EXIT_INTERRUPTED, Interrupted, OutOfMemory, UserError
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import read_result
+from retlab.sweep.trial_list import trial_of
 
 LOG = "log.txt"
 """What was said in a trial, in its folder."""
@@ -109,19 +109,6 @@ def _calibrate(trial: Trial, steps: int, stop_requested: Callable[[], bool]) -> 
     from retlab.sweep.calibration import measure
 
     return measure(trial, steps, stop_requested)
-
-
-def order_of(trial: Trial) -> dict[str, Any]:
-    """A trial as plain values."""
-    plain = {"architecture": trial.architecture, "seed": trial.seed, "parameters": trial.parameters}
-    return plain | {"config": trial.config.dump()}
-
-
-def trial_of(values: dict[str, Any]) -> Trial:
-    """The trial of plain values."""
-    return Trial(
-        values["architecture"], values["seed"], ExperimentConfig.model_validate(values["config"]), values["parameters"]
-    )
 
 
 @contextlib.contextmanager
