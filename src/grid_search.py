@@ -10,6 +10,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from retlab.artifacts import lock
@@ -71,7 +72,8 @@ def _tables(grid: Grid) -> None:
     # Each file of it is whole at any moment, so a signal ends it at once.
     for number in SIGNALS:
         signal.signal(number, _leave)
-    write_tables(grid, _say)
+    # Tables have the whole width.
+    write_tables(grid, partial(print, flush=True))
 
 
 def _leave(number: int, _frame: object) -> None:

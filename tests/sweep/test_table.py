@@ -302,7 +302,8 @@ def test_the_summary(tmp_path: Path) -> None:
         (trial_at(grid, number, "retnet", 1).folder / "result.json").unlink()
     diverge(trial_at(grid, 11, "transformer", 1))
     _, _, said = tables(grid)
-    assert max(map(len, said.splitlines())) <= WIDTH < 100
+    # A path is as long as it is.
+    assert max(len(line) for line in said.splitlines() if not line.startswith("Where everything")) <= WIDTH < 100
     assert "12 points (1 invalid), 44 trials: 33 finished, 1 diverged, 10 failed" in said
     named = [line for line in said.splitlines() if line.startswith(("retnet  ", "transformer  "))]
     best = {line.split()[0]: line for line in named}
