@@ -40,7 +40,7 @@ def main(_config: ExperimentConfig, command: StageCommand) -> None:
     options = command.options
     grid = make_grid(options.config, command.overrides)
     if options.task is not None:
-        _run_one(grid, options)
+        _run_one(grid, options, stop)
         return
     if not (options.skip_invalid or options.plan or options.table):
         refuse_invalid(grid)
@@ -80,7 +80,7 @@ def _run(grid: Grid, options: argparse.Namespace, stop: threading.Event) -> None
         raise Interrupted("running trials are saved")
 
 
-def _run_one(grid: Grid, options: argparse.Namespace) -> None:
+def _run_one(grid: Grid, options: argparse.Namespace, stop: threading.Event) -> None:
     from retlab.sweep.alone import run_alone
 
     if options.trials is None:
@@ -89,7 +89,7 @@ def _run_one(grid: Grid, options: argparse.Namespace) -> None:
     trial = next((one for one in grid.trials if one.id == wanted), None)
     if trial is None:
         raise UserError(f"{options.trials}: trial {wanted} is not in this grid; was the configuration changed?")
-    run_alone(grid, trial, _say)
+    run_alone(grid, trial, _say, stop.is_set)
 
 
 def _listed(file: Path, number: int) -> str:

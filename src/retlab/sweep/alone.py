@@ -1,14 +1,12 @@
 """One trial of a sweep as a process of its own, such as a task of a job array."""
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from retlab import artifacts
-from retlab.command import SIGNALS
 from retlab.emissions import track_emissions
 from retlab.errors import OutOfMemory, UserError
 from retlab.progress import duration
@@ -17,16 +15,13 @@ from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.trial import Energy, drop_leftovers, finish, run_trial
 
 
-def run_alone(grid: Grid, trial: Trial, say: Callable[[str], None]) -> None:
+def run_alone(grid: Grid, trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
     """Run a trial to its result, unless it is there; the energy of the process is the trial's.
 
     Raises:
         UserError: the trial failed, which its folder tells, too.
-        Interrupted: a signal came; the work is saved.
+        Interrupted: `stop_requested` became true; the work is saved.
     """
-    stop = threading.Event()
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: stop.set())
     trial.folder.mkdir(parents=True, exist_ok=True)
     with artifacts.lock(trial.folder, True, lambda: say(f"waiting: another process runs {trial.id}")):
         if read_result(trial.folder) is not None:
@@ -34,7 +29,7 @@ def run_alone(grid: Grid, trial: Trial, say: Callable[[str], None]) -> None:
             say(f"up to date: {trial.id}")
             return
         _watch_time(trial, grid.config.grid_search.trial_timeout)
-        _run(trial, say, stop.is_set)
+        _run(trial, say, stop_requested)
 
 
 def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
