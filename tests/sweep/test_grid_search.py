@@ -179,7 +179,7 @@ def test_wrong_words_and_folders_are_a_sentence(folder: Path) -> None:
         (["--trials", str(folder / "none.json"), "--task", "0"], "none.json"),
         (["--trials", broken, "--task", "3"], "--task"),
         (["--trials", broken, "--task", "0"], "not in this grid"),
-        (["train.devices=2"], "train.devices"),
+        (["train.devices=2", "train.micro_batch_size=null"], "a trial of a sweep takes one"),
         (["grid_search.axes={model.num_attention_heads: [2, 3]}"], "--skip-invalid"),
     ):
         code, output = finish(config, *words)

@@ -28,7 +28,7 @@ def run_alone(
 
     Raises:
         UserError: the trial failed, which its folder tells, too.
-        Interrupted: a signal came; the work is saved.
+        Interrupted: `stop_requested` became true; the work is saved.
     """
     trial.folder.mkdir(parents=True, exist_ok=True)
     with artifacts.lock(trial.folder, True, lambda: say(f"waiting: another process runs {trial.id}")):
