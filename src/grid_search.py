@@ -66,14 +66,14 @@ def _stopped_by_signals() -> Callable[[], bool]:
     return stop.is_set
 
 
-def _tables(grid: Grid) -> None:
+def _tables(grid: Grid, compares: bool = True) -> None:
     from retlab.sweep.table import write_tables
 
     # Each file of it is whole at any moment, so a signal ends it at once.
     for number in SIGNALS:
         signal.signal(number, _leave)
     # Tables have the whole width.
-    write_tables(grid, partial(print, flush=True))
+    write_tables(grid, partial(print, flush=True), compares=compares)
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -88,7 +88,7 @@ def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], b
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
                                stop_requested=stop_requested, say=_say)  # fmt: skip
         if not options.plan:
-            _tables(grid)
+            _tables(grid, compares=finished)
     if not finished:
         raise Interrupted("running trials are saved")
 

@@ -12,7 +12,7 @@ from retlab.errors import OutOfMemory, UserError
 from retlab.progress import duration
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import TrialFailure, read_result, write_failure
-from retlab.sweep.trial import Energy, drop_leftovers, finish, run_trial
+from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish, run_trial
 
 
 def run_alone(
@@ -41,8 +41,8 @@ def run_alone(
 
 
 def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
-    result = None
-    measured = None
+    result = measured = None
+    earlier = earlier_energy(trial.folder)
     try:
         with track_emissions(trial.config.emissions, trial.folder, "trial") as measured:
             result = run_trial(trial, say=say, stop_requested=stop_requested)
@@ -59,6 +59,7 @@ def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], 
             row = artifacts.read_json(measured.file) if measured.file else None
             method = row["power_method"] if row else "not known"
             energy = Energy(measured.energy_kwh, measured.emissions_kg, f"this process' share of the host's; {method}")
+        energy = energy.after(earlier)
         if result is None:
             energy.keep(trial.folder)
     finish(trial, result, energy)

@@ -51,7 +51,13 @@ class EnergyShares:
     def end(self, trial: str) -> Energy:
         """What a trial used that has ended."""
         self.tick()
-        share = self._shares.pop(trial)
+        used = self.so_far(trial)
+        del self._shares[trial]
+        return used
+
+    def so_far(self, trial: str) -> Energy:
+        """What a running trial used up to the last tick."""
+        share = self._shares[trial]
         if self.kilowatts == 0:
             return Energy()
         how = f"by time, up to {share.most} trials at once" if share.most > 1 else "one trial at a time"

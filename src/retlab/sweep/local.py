@@ -17,7 +17,7 @@ from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.points import input_identity
 from retlab.sweep.pool import Pool
 from retlab.sweep.results import FAILURE, TrialFailure, TrialResult, write_failure
-from retlab.sweep.trial import drop_leftovers, finish
+from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish
 
 _INTERVAL_SECONDS = 5.0
 """Longest time between two measurements of power, which trials of seconds share."""
@@ -77,15 +77,18 @@ class Keeper:
     bar: Progress
     say: Callable[[str], None]
     counts: dict[str, int] = field(default_factory=lambda: {"running": 0, "failed": 0, "diverged": 0})
+    _earlier: dict[str, tuple[Trial, Energy]] = field(default_factory=dict)
+    "The running trials, with what earlier attempts at them used."
+    _kept: float = field(default_factory=time.monotonic)
 
     def started(self, trial: Trial) -> None:
+        self._earlier[trial.id] = (trial, earlier_energy(trial.folder))
         self.shares.start(trial.id)
         self._count("running", 1)
 
     def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
         self._wait_for_power()
-        energy = self.shares.end(trial.id)
-        self._count("running", -1)
+        energy = self._end(trial)
         if result is not None:
             found = TrialResult.model_validate(result)
             finish(trial, found, energy)
@@ -94,22 +97,31 @@ class Keeper:
         self.bar.advance()
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
-        self.shares.end(trial.id).keep(trial.folder)
+        self._end(trial).keep(trial.folder)
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         failure = {"trial": trial.id, "kind": kind, "message": message, "host": os.uname().nodename, "ended": ended}
         write_failure(trial.folder, TrialFailure.model_validate(failure))
         self.say(f"{trial.id} failed ({kind}): {message}")
-        self._count("running", -1)
         self._count("failed", 1)
         self.bar.advance()
 
     def interrupted(self, trial: Trial) -> None:
-        self.shares.end(trial.id).keep(trial.folder)
-        self._count("running", -1)
+        self._end(trial).keep(trial.folder)
 
     def tick(self) -> None:
         self.shares.tick()
         self.bar.advance(0)
+        # What a killed sweep has used is not lost.
+        if time.monotonic() - self._kept > _INTERVAL_SECONDS:
+            self._kept = time.monotonic()
+            for trial, earlier in self._earlier.values():
+                self.shares.so_far(trial.id).after(earlier).keep(trial.folder)
+
+    def _end(self, trial: Trial) -> Energy:
+        """A trial has ended: what all attempts at it used."""
+        _, earlier = self._earlier.pop(trial.id)
+        self._count("running", -1)
+        return self.shares.end(trial.id).after(earlier)
 
     def _wait_for_power(self) -> None:
         """Wait for the tracker's first measurement, so that trials of seconds have their energy, too."""

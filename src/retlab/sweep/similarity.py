@@ -32,17 +32,20 @@ class Similarity:
     "Tokens that both predicted."
 
 
-def compare_models(grid: Grid, outcomes: dict[str, Outcome], say: Callable[[str], None]) -> dict[Pair, Similarity]:
+def compare_models(
+    grid: Grid, outcomes: dict[str, Outcome], say: Callable[[str], None], compares: bool = True
+) -> dict[Pair, Similarity]:
     """The similarity of all pairs of architectures that finished at the same point with the same seed.
 
     Each is computed once and kept as `<sweep>/similarity/<id>-<id>.json`; it is computed anew only for another
     `grid_search.similarity_windows`. `say` names what cannot be compared.
+    Without `compares` only those that are kept are given.
     """
     windows, folder = grid.config.grid_search.similarity_windows, grid.folder / "similarity"
     groups = [group for group in _groups(grid, outcomes) if len(group) > 1]
     wanted = {pair for group in groups for pair in _pairs(group)}
     found = {pair: kept for pair in wanted if (kept := _read(_file(folder, pair), pair, windows))}
-    if len(found) < len(wanted):
+    if compares and len(found) < len(wanted):
         # PyTorch and transformers load only where there is something to compute.
         from retlab.sweep.predictions import Predictions
 

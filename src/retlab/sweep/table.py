@@ -20,18 +20,19 @@ from retlab.sweep.trials_table import to_parquet, trial_rows
 Row = dict[str, Any]
 
 
-def write_tables(grid: Grid, say: Callable[[str], None]) -> None:
+def write_tables(grid: Grid, say: Callable[[str], None], *, compares: bool = True) -> None:
     """Write grid_search.csv, trials.csv, trials.parquet and the pictures into the sweep's folder, and say a summary.
 
-    Models that were not compared yet are compared now. Trials that are still to be run, or running, are `missing`.
+    Trials that are still to be run, or running, are `missing`.
 
     Args:
         grid: the sweep.
         say: prints a line for people.
+        compares: compare the predictions of models that were not compared yet; it takes a second or more for a pair.
     """
     grid.folder.mkdir(parents=True, exist_ok=True)
     outcomes = read_outcomes(grid)
-    comparison = compare(grid, outcomes, compare_models(grid, outcomes, say))
+    comparison = compare(grid, outcomes, compare_models(grid, outcomes, say, compares))
     rows = trial_rows(comparison)
     write_atomic(grid.folder / "grid_search.csv", to_csv(point_rows(comparison)))
     write_atomic(grid.folder / "trials.csv", to_csv(rows))

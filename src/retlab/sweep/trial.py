@@ -23,24 +23,28 @@ ENERGY = "energy.json"
 
 @dataclass(frozen=True)
 class Energy:
-    """What an attempt used, and how that was found."""
+    """What one or several attempts at a trial used, and how that was found."""
 
     kwh: float | None = None
     kg: float | None = None
     method: str = "not measured"
 
-    def after(self, folder: Path) -> "Energy":
-        """With what earlier attempts at this trial left."""
-        earlier = artifacts.read_json(folder / ENERGY)
-        if not isinstance(earlier, dict) or self.kwh is None or self.kg is None:
+    def after(self, earlier: "Energy") -> "Energy":
+        """With what earlier attempts used."""
+        if self.kwh is None or self.kg is None or earlier.kwh is None or earlier.kg is None:
             return self
-        return Energy(self.kwh + earlier["kwh"], self.kg + earlier["kg"], self.method)
+        return Energy(self.kwh + earlier.kwh, self.kg + earlier.kg, self.method)
 
     def keep(self, folder: Path) -> None:
         """Leave it for the attempt that comes to the result."""
-        total = self.after(folder)
-        if total.kwh is not None and folder.is_dir():
-            artifacts.write_json(folder / ENERGY, {"kwh": total.kwh, "kg": total.kg})
+        if self.kwh is not None and folder.is_dir():
+            artifacts.write_json(folder / ENERGY, {"kwh": self.kwh, "kg": self.kg})
+
+
+def earlier_energy(folder: Path) -> Energy:
+    """What the attempts at a trial used that came to no result."""
+    kept = artifacts.read_json(folder / ENERGY)
+    return Energy(kept["kwh"], kept["kg"]) if isinstance(kept, dict) else Energy()
 
 
 def run_trial(trial: Trial, *, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> TrialResult:
@@ -84,9 +88,8 @@ def run_trial(trial: Trial, *, say: Callable[[str], None], stop_requested: Calla
 
 
 def finish(trial: Trial, result: TrialResult, energy: Energy) -> None:
-    """Write the result with its energy, then drop what only an unfinished trial needs."""
-    total = energy.after(trial.folder)
-    measured = {"energy_kwh": total.kwh, "emissions_kg": total.kg, "energy_method": total.method}
+    """Write the result with the energy of all attempts, then drop what only an unfinished trial needs."""
+    measured = {"energy_kwh": energy.kwh, "emissions_kg": energy.kg, "energy_method": energy.method}
     write_result(trial.folder, result.model_copy(update=measured))
     drop_leftovers(trial.folder)
 
