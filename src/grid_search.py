@@ -17,6 +17,7 @@ from retlab.artifacts import lock
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.errors import Interrupted, UserError
+from retlab.progress import counted
 from retlab.section import PROJECT_ROOT, shown_path
 from retlab.sweep.grid import Grid
 
@@ -91,6 +92,20 @@ def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], b
             _tables(grid, compares=finished)
     if not finished:
         raise Interrupted("running trials are saved")
+    if not options.plan:
+        _tell_of_failures(grid)
+
+
+def _tell_of_failures(grid: Grid) -> None:
+    """Raise a UserError where trials have failed: whoever waits for the sweep is to know."""
+    from retlab.sweep.outcomes import read_outcomes
+
+    failed = [outcome for outcome in read_outcomes(grid).values() if outcome.status == "failed"]
+    if failed:
+        raise UserError(
+            f"{counted(len(failed), 'trial')} of {len(grid.trials):,} failed, as the lines above say; log.txt in"
+            f" {shown_path(grid.trials_folder)}/<trial> has all of it, and --retry-failed runs failed trials again"
+        )
 
 
 def _submit(grid: Grid, options: argparse.Namespace) -> None:

@@ -144,13 +144,13 @@ def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: 
     wait_until(lambda: saved(last), process)
     os.kill(process_of(last), signal.SIGSTOP)
     output, _ = process.communicate()
-    assert process.returncode == EXIT_OK, output
+    assert process.returncode == EXIT_USER_ERROR, output
     failures = [read_failure(trial.folder) for trial in (first, last)]
     assert [failure.kind for failure in failures if failure] == ["killed", "timeout"], output
     assert "SIGKILL" in str(failures[0])
-    assert "2 failed" in output
+    assert "error: 2 trials of 3 failed" in output
     code, output = finish(config)
-    assert (code, "failed 2, to run 0" in output) == (EXIT_OK, True), "failed trials stay failed until asked"
+    assert (code, "failed 2, to run 0" in output) == (EXIT_USER_ERROR, True), "failed trials stay failed until asked"
     code, output = finish(config, "--retry-failed")
     assert code == EXIT_OK, output
     assert weights(grid) == weights(undisturbed)
