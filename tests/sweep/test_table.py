@@ -30,7 +30,9 @@ LOSS = "loss_nats_per_token"
 def tables_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hand-made trials have no models: every pair is alike in the same way. Pictures have tests of their own."""
 
-    def found(grid: Grid, outcomes: dict[str, Outcome], _say: Any) -> dict[similarity.Pair, Similarity]:
+    def found(
+        grid: Grid, outcomes: dict[str, Outcome], _say: Any, _compares: bool
+    ) -> dict[similarity.Pair, Similarity]:
         groups = similarity._groups(grid, outcomes)
         return {pair: Similarity(0.25, 0.5, 100) for group in groups for pair in similarity._pairs(group)}
 
