@@ -20,6 +20,7 @@ from retlab.section import PROJECT_ROOT
 from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.points import make_grid
 from retlab.sweep.results import read_failure, read_result
+from retlab.sweep.trial_list import write_trials
 
 pytestmark = pytest.mark.component
 STEPS = 60
@@ -159,7 +160,7 @@ def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: 
 def test_one_trial_as_its_own_process(folder: Path, undisturbed: Grid) -> None:
     config = write(folder, "alone")
     grid = make_grid(config, [])
-    (folder / "tasks.json").write_text(f'["{grid.trials[1].id}", "{grid.trials[2].id}"]')
+    write_trials(folder / "tasks.json", grid.trials[1:])
     process = start(config, "--trials", str(folder / "tasks.json"), "--task", "1")
     wait_until(lambda: saved(grid.trials[2]), process)
     process.send_signal(signal.SIGUSR1)
@@ -174,11 +175,12 @@ def test_wrong_words_and_folders_are_a_sentence(folder: Path) -> None:
     config = write(folder, "wrong")
     broken = str(folder / "broken.json")
     Path(broken).write_text('["unknown"]')
+    write_trials(folder / "three.json", make_grid(config, []).trials)
     for words, sentence in (
         (["--task", "0"], "--task needs --trials"),
         (["--trials", str(folder / "none.json"), "--task", "0"], "none.json"),
-        (["--trials", broken, "--task", "3"], "--task"),
-        (["--trials", broken, "--task", "0"], "not in this grid"),
+        (["--trials", broken, "--task", "0"], "no list of trials"),
+        (["--trials", str(folder / "three.json"), "--task", "3"], "there is no trial 3"),
         (["train.devices=2", "train.micro_batch_size=null"], "a trial of a sweep takes one"),
         (["grid_search.axes={model.num_attention_heads: [2, 3]}"], "--skip-invalid"),
     ):

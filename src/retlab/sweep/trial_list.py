@@ -37,7 +37,7 @@ def trial_ids(file: Path) -> list[str]:
 def read_trial(file: Path, number: int) -> Trial:
     """The trial of this number, from 0, in a list. Raises UserError where there is none."""
     trials = read_json(file)
-    if not isinstance(trials, list):
+    if not isinstance(trials, list) or not all(isinstance(values, dict) and "config" in values for values in trials):
         raise UserError(
             f"--trials: {shown_path(file.absolute())} is missing or no list of trials; name the list that --task"
             " counts in"
