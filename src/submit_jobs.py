@@ -19,6 +19,7 @@ from retlab.cluster.submission import (
 )
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
+from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
 
@@ -38,6 +39,9 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     options = command.options
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
+    if options.stage in (None, "train_model"):
+        # What the training would refuse after hours of other jobs; it resolves the model itself.
+        resolve_model(config)
     if options.stage == "grid_search":
         _sweep(command)
         return
