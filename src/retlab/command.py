@@ -154,10 +154,9 @@ def run_stage(
 
     try:
         run_command(work, _ADVICE)
-    except SystemExit as leaving:
+    finally:
         if nodes is not None:
-            nodes.end(leaving.code if isinstance(leaving.code, int) else EXIT_OK)
-        raise
+            nodes.end()
 
 
 _ADVICE = "run the same command again to continue"

@@ -96,13 +96,13 @@ class Nodes:
             self.others.append(node)
         self.others.sort(key=lambda node: node.number)
 
-    def end(self, code: int) -> None:
-        """Let the other nodes end with the first one's exit code, those too that are only starting."""
+    def end(self) -> None:
+        """Let the other nodes end, those too that are only starting; the exit code is the first one's matter."""
         with contextlib.suppress(UserError, OSError, Interrupted):
             self.gather(LINGER_SECONDS)
         for node in self.others:
-            node.connection.send({"end": code})
-        # The system closes them when this process is gone, for which the others wait.
+            node.connection.send({"end": True})
+        # The system closes them when this process is gone, so that none takes the end for a loss.
         _KEPT.extend(node.connection for node in self.others)
 
     def _next(self, seconds: float) -> OtherNode | None:

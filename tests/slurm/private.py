@@ -97,7 +97,7 @@ class PrivateSlurm:
         key.write_bytes(secrets.token_bytes(128))
         munge = [f"--{name}={self.base}/munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
         self._start("munged", "munged", "--foreground", "--force", f"--key-file={key}", *munge)
-        self._until((self.base / "munge.socket").exists, 20, "the private munged did not come up")
+        self.until((self.base / "munge.socket").exists, 20, "the private munged did not come up")
         for last in (False, False, True):
             if self._try_ports(_free_ports(1 + len(NODES)), must=last):
                 return
@@ -114,7 +114,7 @@ class PrivateSlurm:
         for node in NODES:
             self.start_node(node)
         try:
-            self._until(lambda: self.up_nodes() == set(NODES), 15, "the private Slurm did not come up")
+            self.until(lambda: self.up_nodes() == set(NODES), 15, "the private Slurm did not come up")
         except AssertionError:
             if must:
                 raise
@@ -142,7 +142,7 @@ class PrivateSlurm:
         if self._daemons[node].poll() is not None:
             self.start_node(node)
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self._until(lambda: node in self.up_nodes(), 30, f"{node} did not come up")
+        self.until(lambda: node in self.up_nodes(), 30, f"{node} did not come up")
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a client program on this cluster."""
@@ -174,12 +174,12 @@ class PrivateSlurm:
 
     def wait_for(self, number: int, state: str, timeout: float = 60) -> None:
         """Wait until a job is in this state."""
-        self._until(lambda: self.state(number) == state, timeout, f"job {number} did not come to {state}")
+        self.until(lambda: self.state(number) == state, timeout, f"job {number} did not come to {state}")
 
     def wait(self, *ids: int, timeout: float = 120) -> list[dict[str, str]]:
         """Wait until the jobs (none: all jobs) have ended and return them; after the time-out their logs are shown."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
-        self._until(
+        self.until(
             lambda: all(job["JobState"] in over for job in self.jobs(*ids)), timeout, f"jobs {ids} did not end", ids
         )
         return self.jobs(*ids)
@@ -204,7 +204,7 @@ class PrivateSlurm:
                 # A batch shell that traps TERM and children that save would take their time.
                 self.run("scancel", "--signal=KILL", "--full", job["JobId"], check=False)
                 self.run("scancel", job["JobId"], check=False)
-        self._until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), 40, "jobs could not be killed")
+        self.until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), 40, "jobs could not be killed")
         for node in set(NODES) - self.up_nodes():
             self.bring_up(node)
 
@@ -239,7 +239,7 @@ class PrivateSlurm:
             daemon.kill()
             daemon.wait()
 
-    def _until(self, true: Callable[[], bool], timeout: float, otherwise: str, ids: Sequence[int] = ()) -> None:
+    def until(self, true: Callable[[], bool], timeout: float, otherwise: str, ids: Sequence[int] = ()) -> None:
         end = time.monotonic() + timeout
         while not true():
             assert time.monotonic() < end, f"{otherwise} within {timeout:g} s\n{self.report(*ids)}"

@@ -48,7 +48,8 @@ def test_a_chain_that_cannot_be_submitted_as_a_whole_is_not_submitted(slurm: Pri
     word = "cluster.stages={train_model: {partition: nope}}"
     answer = script(PROJECT_ROOT, "submit_pipeline.sh", str(config), word)
     assert (answer.returncode, "nothing is left in the queue" in answer.stderr) == (2, True), answer.stderr
-    assert not slurm.run("squeue", "-h").stdout
+    # A job that had begun takes a moment to end.
+    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, 40, "jobs are left in the queue")
 
 
 @WITH_SLURM

@@ -20,6 +20,11 @@ from retlab.training.module import TrainingModule
 from retlab.training.processes import is_helper
 from retlab.training.request import TrainingRequest
 
+BUCKET_MIB = 128
+"""Gradients that DDP sums up at once. On two H200, a step of 242 million parameters, 60.1 ms in one process, took 61.2 so
+and 65.1 in torch's buckets of 25 MiB.
+"""
+
 
 def fit(
     request: TrainingRequest, hardware: Hardware, module: TrainingModule, loop: TrainingLoop, batches: StepBatches
@@ -83,7 +88,7 @@ def _strategy(request: TrainingRequest) -> Strategy | str:
         return "auto"
     if request.train.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
-    return _Unmoved(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return _Unmoved(broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MIB)
 
 
 class _Unmoved(DDPStrategy):

@@ -5,24 +5,21 @@ import sys
 import threading
 from typing import NoReturn
 
-from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from retlab.nodes import Connection, join_first_node
 from retlab.slurm_step import Step
 from retlab.training.helper import note_signals
 from retlab.training.request import TrainingRequest
 
-SECONDS_TO_END = 60.0
-"""How long the first process may take to end once it has said so."""
-
 
 def train_on_other_node(step: Step) -> NoReturn:
-    """Take part in the training of the first node, which does the talking and the writing, and end with its code."""
+    """Take part in the training of the first node, which does the talking and the writing, and end with it."""
     stop = note_signals()
     connection = join_first_node(step, stop.is_set)
     order = connection.receive()
     if order is None or "end" in order:
-        _end(order, connection)
-    follower = threading.Thread(target=lambda: _end(connection.receive(), connection), daemon=True)
+        _end(order)
+    follower = threading.Thread(target=lambda: _end(connection.receive()), daemon=True)
     follower.start()
     code, said = _train(order["request"], order["place"], stop, connection)
     if code != 0:
@@ -56,16 +53,17 @@ def _train(line: str, place: list[object], stop: threading.Event, connection: Co
     return 0, ""
 
 
-def _end(order: dict[str, object] | None, connection: Connection) -> NoReturn:
-    """End this process, whatever it does: the first node has ended, with a word or without."""
+def _end(order: dict[str, object] | None) -> NoReturn:
+    """End this process, whatever it does: the first node has ended, with a word or without.
+
+    srun's exit code is the highest of all tasks, and with the first task that fails it ends the others by force: that
+    is to be the first node's.
+    """
     if order is not None:
-        # Its process lives a moment longer, and srun may end all others with the first that ends.
-        connection.receive(SECONDS_TO_END)
-    if order is None:
-        print(
-            "error: the first node of the training is gone; checkpoints are kept: run the same command again to"
-            " continue",
-            file=sys.stderr,
-            flush=True,
-        )
-    os._exit(EXIT_USER_ERROR if order is None else int(str(order["end"])))
+        os._exit(EXIT_OK)
+    print(
+        "error: the first node of the training is gone; checkpoints are kept: run the same command again to continue",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_USER_ERROR)

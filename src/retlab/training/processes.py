@@ -22,6 +22,9 @@ from retlab.nodes import OtherNode
 PATIENCE_SECONDS = 15.0
 """How long the first process may go on after another one failed, before it is ended."""
 
+LOST_SECONDS = 30.0
+"""How long a process that lost another one waits to hear why: ending takes a busy machine seconds."""
+
 GO_ON = "checkpoints are kept: run the same command again to continue"
 """What to do after the loss of a process."""
 
@@ -171,12 +174,10 @@ def all_processes(
     except RuntimeError as error:
         if not lost_connection(error):
             raise
-        until = time.monotonic() + 5
+        until = time.monotonic() + LOST_SECONDS
         while _first(failures) is None and time.monotonic() < until:
             time.sleep(0.02)
-        cause = _first(failures)
-        if cause is None:
-            raise
+        cause = _first(failures) or f"the processes of the training lost their connection ({error}); {GO_ON}"
         raise UserError(str(cause)) from error
     finally:
         finished.set()
