@@ -57,7 +57,7 @@ def test_a_job_that_can_never_start_is_named(config: Path) -> None:
     answer = script(PROJECT_ROOT, "01_download_data.sh", str(config), "cluster.partition=short", "cluster.time=1:00:00")
     for text in (answer.stdout, script(PROJECT_ROOT, "status.sh", str(config)).stdout):
         # Slurm's first look gives a more general reason than its second.
-        assert re.search(r"(PartitionTimeLimit|PartitionConfig): .*cluster\.time", text), text
+        assert re.search(r"(?s)(PartitionTimeLimit|PartitionConfig): .*cluster\.time", text), text
 
 
 def test_without_slurm_it_is_one_sentence(config: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import textwrap
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -149,8 +150,7 @@ def test_ddp_leaves_compiled_blocks_whole(tmp_path, monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **how: compile_module(part, backend=backend, **how))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model = RetNetModelHF(vocab_size=64, hidden_size=256, num_hidden_layers=2, num_attention_heads=2)
     scored = Scored(model, NextToken())
     compile_parts(scored)
