@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -19,12 +20,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
-from retlab.training.optimizer import build_optimizer, set_learning_rate
+from retlab.training.optimizer import build_optimizer, own_shards, set_learning_rate
 from retlab.training.processes import Agreement
 from retlab.training.schedules import learning_rate_factor
 from retlab.training.settings import TrainSection
@@ -186,13 +186,15 @@ class TrainingModule(pl.LightningModule):
         """Clip, step and clear; returns the norm of the gradient before clipping."""
         optimizer = self._optimizer()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = own_shards(p.grad for p in parameters if p.grad is not None)
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if isinstance(self.scored, FSDPModule):
+            squares = norm.double().square()
+            dist.all_reduce(squares)
+            norm = squares.sqrt().to(norm.dtype)
         highest = self.train_section.gradient_clip_norm
-        # Left to itself torch takes sharded gradients one by one, and asks all processes for the norm each time.
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
         if highest is not None:
-            nn.utils.clip_grads_with_norm_(parameters, highest, norm, foreach=True)
+            torch._foreach_mul_(gradients, torch.clamp(highest / (norm + 1e-6), max=1.0))
         factor = learning_rate_factor(self.train_section.schedule, self.state.step, self.total_steps)
         set_learning_rate(optimizer.optimizer, factor)
         self.state.learning_rate = max(group["lr"] for group in optimizer.param_groups)

@@ -2,12 +2,34 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from retlab.errors import UserError
 from retlab.training.settings import ParameterGroup, TrainSection
+
+
+class ShardwiseAdamW(torch.optim.AdamW):
+    """AdamW that steps on this process's shards as plain tensors; its state is sharded as its parameters are.
+
+    The operations are elementwise, so it is the same step. As operations on DTensors they cost the host ten
+    milliseconds for a hundred and fifty parameters.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        """Fill the lists with parameters, gradients and their state."""
+        has_complex: bool = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = own_shards(tensors)
+        return has_complex
+
+
+def own_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of every tensor what this process holds, sharing its memory."""
+    return [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def build_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
@@ -26,7 +48,7 @@ def build_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
         if group and group.weight_decay is not None:
             decay = group.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
+    return ShardwiseAdamW(
         [
             {"params": parameters, "lr": rate, "highest_learning_rate": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
