@@ -1,6 +1,5 @@
 """The tokenizer: a byte-level BPE trained on a stream of the train split, or an existing fast tokenizer."""
 
-import functools
 import hashlib
 import json
 import re

@@ -28,7 +28,7 @@ def _gpu_has_flash() -> bool:
     return torch.cuda.get_device_capability() >= (8, 0)
 
 
-# All that torch.compiler.assume_constant_result does, which imports the compiler: a second for whoever compiles nothing.
+# All that torch.compiler.assume_constant_result does, which imports the compiler: a second for who compiles nothing.
 _gpu_has_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
