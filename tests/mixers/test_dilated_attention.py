@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from retlab.mixers import whole_segments
 from retlab.mixers.attention import Attention
 from retlab.mixers.dilated_attention import DilatedAttention, dilated_attention
 from retlab.mixers.dilated_slots import Branch
@@ -247,3 +248,15 @@ def test_lists_that_do_not_fit(segment_lengths, dilation_ratios, sentence):
 def test_an_odd_head_width_is_refused():
     with pytest.raises(ValueError, match="even width"):
         DilatedAttention(12, num_heads=4)
+
+
+def test_what_the_gpu_can_is_asked_while_compiling_and_constant_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capability() -> tuple[int, int]:
+        torch._dynamo.graph_break()
+        return (8, 0)
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if whole_segments._gpu_has_flash() else x
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    assert torch.compile(add, backend="eager", fullgraph=True)(torch.zeros(1)) == 1

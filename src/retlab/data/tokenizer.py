@@ -143,12 +143,11 @@ def shared_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     files = [file for name in _FILES for file in folder.glob(name) if file.is_file()]
     content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in sorted(files))).hexdigest()
-    kept = _SHARED.get(content)
-    if kept is None:
-        kept = load_tokenizer(folder)
-        # One for all trials of a sweep; others are dropped.
-        _SHARED.clear()
-        _SHARED[content] = kept
+    kept = _SHARED.pop(content, None) or load_tokenizer(folder)
+    # The trials of a sweep read two: the one that they were given, and as their models' folders hold it.
+    while len(_SHARED) >= 2:
+        del _SHARED[next(iter(_SHARED))]
+    _SHARED[content] = kept
     return kept
 
 
