@@ -250,13 +250,10 @@ def test_an_odd_head_width_is_refused():
         DilatedAttention(12, num_heads=4)
 
 
-def test_what_the_gpu_can_is_asked_while_compiling_and_constant_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    def capability() -> tuple[int, int]:
-        torch._dynamo.graph_break()
-        return (8, 0)
+def test_what_the_gpu_can_is_marked_as_a_constant_as_torch_marks_it() -> None:
+    @torch.compiler.assume_constant_result
+    def constant() -> bool:
+        return True
 
-    def add(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if whole_segments._gpu_has_flash() else x
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    assert torch.compile(add, backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+    assert vars(constant)
+    assert vars(constant).items() <= vars(whole_segments._gpu_has_flash).items()

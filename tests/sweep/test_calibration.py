@@ -61,6 +61,7 @@ def test_finished_trials_are_measured_no_more_and_others_are(tmp_path: Path, mon
         places = ({}, {})
 
         def run(self, trials: list[Trial], watcher: Any, extra: dict[str, Any]) -> None:
+            assert extra["calibration_steps"] > 0
             for one in trials:
                 probed.append(one.id)
                 watcher.done(one, {"step": 1.0, "validation": 0.0, "overhead": 0.0})
