@@ -70,7 +70,7 @@ def test_finished_trials_are_measured_no_more_and_others_are(tmp_path: Path, mon
     monkeypatch.setattr(plan, "duration_of", lambda each, _places: seen.setdefault("each", list(each)) and 1.0)
     missing = [trial(tmp_path, 16, learning_rate=0.5), large]
     estimate(Plan(grid, [small], [], missing), Measuring(), lambda: 0.0, said.append)
-    assert probed == [large.id]
+    assert probed == [large.id] * 2, "one for each place"
     # 20 s of steps, one validation of 1 s, and 10 s of all else; then 100 steps of 1 s.
     assert seen["each"] == [pytest.approx(31.0), pytest.approx(100.0)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 from retlab.errors import UserError
@@ -113,8 +114,10 @@ def estimate(plan: Plan, pool: Pool, kilowatts: Callable[[], float], say: Callab
     probes = [one for one in extremes(plan.missing) if not any(is_like(one, known) for known, _ in measured.costs)]
     if probes:
         say(f"calibrating: {2 * STEPS} steps of {counted(len(probes), 'trial')}")
-        pool.run(probes, measured, {"calibration_steps": STEPS})
-    for failure in measured.failures:
+        # Every worker takes part: they are as slow beside each other as they will be, and have warmed up then.
+        shared = islice(cycle(probes), max(len(probes), len(pool.places)))
+        pool.run(shared, measured, {"calibration_steps": STEPS})
+    for failure in dict.fromkeys(measured.failures):
         say(f"calibration: {failure}")
     if not measured.costs:
         return
