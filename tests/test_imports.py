@@ -84,3 +84,22 @@ def test_import_retlab_loads_no_heavy_library() -> None:
     environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_models_on_a_cpu_need_no_compiler() -> None:
+    """Importing torch's compiler takes a second, and plans and workers of stages compile nothing."""
+    code = """
+import sys
+from retlab.models.body import Body
+from retlab.models.counting import count_parameters
+from retlab.models.fields import FIELDS
+for name in ("retnet", "transformer", "longnet"):
+    fields = FIELDS[name](hidden_size=16, num_attention_heads=2)
+    Body(16, fields.block_list(), 1, 1e-6)
+    count_parameters(fields)
+print(sorted({"torch._dynamo", "transformers"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code]
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": "/usr/bin:/bin"}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert answer.stdout.strip() == "[]"

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -187,6 +188,8 @@ def run_command(work: Callable[[], None], advice: str) -> NoReturn:
     except Interrupted as error:
         print(f"interrupted: {error}; {advice}", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    # Python would look through all objects of all libraries for garbage, a second and a half of a training's end.
+    gc.freeze()
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import json
 import os
@@ -111,6 +112,7 @@ def _regions(country: str) -> list[str]:
     return []
 
 
+@functools.cache
 def _codecarbon_data(name: str) -> dict[str, Any]:
     """A data file of CodeCarbon, read without importing it."""
     package = importlib.util.find_spec("codecarbon")

@@ -1,6 +1,7 @@
 """Where a result comes from: versions, commit and threads, for the manifests."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -15,8 +16,9 @@ _VERSIONED = (
 )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results."""
+    """Versions of Python and of the libraries that decide results; asked for once in a process."""
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -24,8 +26,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str | None:
-    """Commit of the checkout that did the work, with + for uncommitted changes; None outside git."""
+    """Commit of the checkout that did the work, with + for uncommitted changes; None outside git.
+
+    A process runs what was there when it asked first.
+    """
     try:
         answer = subprocess.run(
             ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],

@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from tests.data.shard_files import write_shards
 from retlab.artifacts import write_json
 from retlab.data.loader import Batch, SequentialLoader, TokenLoader
 from retlab.data.settings import DataSection
-from retlab.data.shards import check_shards
+from retlab.data.shards import check_shards, open_shards
 from retlab.errors import UserError
 
 EOS, PAD = 2, 0
@@ -358,3 +359,14 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     (tokenizer / "tokenizer.json").write_text("{ }\n")
     with pytest.raises(UserError, match="another tokenizer"):
         check_shards(shards, tokenizer)
+
+
+def test_shards_are_counted_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, [[[[5, 6, 7]]]])
+    assert open_shards(tmp_path, 4).tokens.tolist() == [3]
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read again"))
+        assert open_shards(tmp_path, 4).tokens.tolist() == [3]
+    write_shards(tmp_path, [[[[5, 6, 7, 8], [9]]]])
+    assert open_shards(tmp_path, 4).tokens.tolist() == [5]
+    assert open_shards(tmp_path, 2).pieces.tolist() == [4]

@@ -1,6 +1,7 @@
 """The tokenizer: trained from a stream, exact for any text, the same in a fresh process and at any thread count."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from retlab.artifacts import fingerprint, sha256_file, write_json
 from retlab.data.settings import TokenizerSection
-from retlab.data.tokenizer import load_tokenizer, make_tokenizer, text_tokenizer
+from retlab.data.tokenizer import load_tokenizer, make_tokenizer, shared_tokenizer, text_tokenizer
 from retlab.errors import UserError
 from train_tokenizer import refuse_to_replace, source_of_tokenizer
 
@@ -243,3 +244,18 @@ def test_a_changed_source_of_an_imported_tokenizer_is_noticed(tmp_path: Path) ->
     (tmp_path / "tokenizer.json").write_text("2")
     assert source_of_tokenizer(str(tmp_path)) != before
     assert source_of_tokenizer("owner/name") == source_of_tokenizer(None) == {}
+
+
+def test_a_process_shares_a_tokenizer_as_long_as_its_folder_holds_the_same(splits: Path, tmp_path: Path) -> None:
+    for name, size in (("one", 300), ("other", 340)):
+        make_tokenizer(TokenizerSection(vocab_size=size), splits, tmp_path / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    shared, other = shared_tokenizer(tmp_path / "one"), shared_tokenizer(tmp_path / "other")
+    assert (len(shared), len(other)) == (300, 340)
+    assert shared_tokenizer(tmp_path / "copy") is shared
+    assert shared_tokenizer(tmp_path / "other") is other
+    (tmp_path / "other" / "tokenizer.json").replace(tmp_path / "one" / "tokenizer.json")
+    assert len(shared_tokenizer(tmp_path / "one")) == 340
+    (tmp_path / "one" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        shared_tokenizer(tmp_path / "one")

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from retlab.mixers import whole_segments
 from retlab.mixers.attention import Attention
 from retlab.mixers.dilated_attention import DilatedAttention, dilated_attention
 from retlab.mixers.dilated_slots import Branch
@@ -247,3 +248,12 @@ def test_lists_that_do_not_fit(segment_lengths, dilation_ratios, sentence):
 def test_an_odd_head_width_is_refused():
     with pytest.raises(ValueError, match="even width"):
         DilatedAttention(12, num_heads=4)
+
+
+def test_what_the_gpu_can_is_marked_as_a_constant_as_torch_marks_it() -> None:
+    @torch.compiler.assume_constant_result
+    def constant() -> bool:
+        return True
+
+    assert vars(constant)
+    assert vars(constant).items() <= vars(whole_segments._gpu_has_flash).items()

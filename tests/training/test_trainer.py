@@ -1,4 +1,5 @@
 import csv
+import gc
 import itertools
 from pathlib import Path
 
@@ -293,3 +294,16 @@ def test_tensorboard_gets_the_same_numbers(splits):
     events = EventAccumulator(str(request.run_folder / "tensorboard")).Reload()
     logged = {event.step: event.value for event in events.Scalars("loss")}
     assert logged == {int(row["step"]): pytest.approx(float(row["loss"])) for row in rows(request.run_folder)}
+
+
+def test_what_a_process_has_left_out_of_garbage_collections_stays_out(splits):
+    """A worker does so once for its libraries, and each of its trainings gives all of its own back."""
+    run(make_request(splits, "collected", max_steps=1))
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        run(make_request(splits, "left-out", max_steps=1))
+        assert 0 < gc.get_freeze_count() <= before
+    finally:
+        gc.unfreeze()

@@ -1,5 +1,6 @@
 """Token shards on disk: parquet parts with one document per row, counted once and read a row group at a time."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def open_shards(folder: Path, sequence_length: int) -> Shards:
     files = tuple(parts_of(folder))
     if not files:
         raise UserError(f"{shown_path(folder)} holds no token shards (part-*.parquet); {_AGAIN} first")
-    counts = [_count(path, sequence_length) for path in files]
+    counts = [_count(path, _state(path), sequence_length) for path in files]
     table = np.concatenate(counts)
     if table[:, 1].sum() == 0:
         raise UserError(f"the token shards in {shown_path(folder)} hold no documents; give that split more text")
@@ -126,8 +127,18 @@ def check_shards(folder: Path, tokenizer_folder: Path) -> None:
         )
 
 
-def _count(path: Path, sequence_length: int) -> np.ndarray:
-    """Row group, documents, tokens and pieces of each row group of a part, int64 [groups, 4]."""
+def _state(path: Path) -> tuple[int, ...]:
+    """What differs between two files that stood there one after the other."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _count(path: Path, _state: tuple[int, ...], sequence_length: int) -> np.ndarray:
+    """Row group, documents, tokens and pieces of each row group of a part, int64 [groups, 4].
+
+    Kept for the next training or measurement of this process on the same file.
+    """
     with readable(path, "tokenize_data"):
         parquet = pq.ParquetFile(path)
         if not {"input_ids", "tokens", "bytes"} <= set(parquet.schema_arrow.names):

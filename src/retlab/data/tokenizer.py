@@ -1,5 +1,6 @@
 """The tokenizer: a byte-level BPE trained on a stream of the train split, or an existing fast tokenizer."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ TRAINING_PIECE = 2**16
 """Characters that the training reads at once of a long document."""
 MEASURED_BYTES = 10_000_000
 """So much of the validation split is enough for the bytes per token."""
+_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+_SHARED: "dict[str, PreTrainedTokenizerBase]" = {}
 
 
 def make_tokenizer(section: TokenizerSection, splits_folder: Path, folder: Path) -> dict[str, Any]:
@@ -130,6 +133,22 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             f" run {script('train_tokenizer')} with this configuration first"
         )
     return _load(folder, shown_path(folder))
+
+
+def shared_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """`load_tokenizer` for those who change nothing of it: once in a process for folders of the same content.
+
+    Raises:
+        UserError: the folder holds no tokenizer.
+    """
+    files = [file for name in _FILES for file in folder.glob(name) if file.is_file()]
+    content = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in sorted(files))).hexdigest()
+    kept = _SHARED.pop(content, None) or load_tokenizer(folder)
+    # The trials of a sweep read two: the one that they were given, and as their models' folders hold it.
+    while len(_SHARED) >= 2:
+        del _SHARED[next(iter(_SHARED))]
+    _SHARED[content] = kept
+    return kept
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:

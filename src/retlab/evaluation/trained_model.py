@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from retlab.data.tokenizer import load_tokenizer
+from retlab.data.tokenizer import shared_tokenizer
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection
 from retlab.memory import memory_errors
@@ -74,7 +74,7 @@ def load_trained_model(section: EvaluateSection, folder: Path) -> TrainedModel:
     device = _device(section)
     config = _read_config(folder)
     model = _load_weights(config, folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = shared_tokenizer(folder)
     if section.form != "auto":
         try:
             model.set_form(section.form)

@@ -24,9 +24,12 @@ def has_flash(q: torch.Tensor) -> bool:
     return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and _gpu_has_flash()
 
 
-@torch.compiler.assume_constant_result
 def _gpu_has_flash() -> bool:
     return torch.cuda.get_device_capability() >= (8, 0)
+
+
+# All that torch.compiler.assume_constant_result does, which imports the compiler: a second for who compiles nothing.
+_gpu_has_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attend_in_whole_segments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, branches: list[Branch]) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
+from retlab.data.tokenizer import shared_tokenizer
 from retlab.models.causal_lm import CausalLM
 from retlab.models.configuration import ModelConfig
 from retlab.models.model_card import ModelCardFacts, model_card
@@ -25,7 +26,7 @@ def export_model(model: CausalLM, folder: Path, *, tokenizer_folder: Path, facts
     """
     config = model.config
     assert isinstance(config, ModelConfig)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = shared_tokenizer(tokenizer_folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"The tokenizer in {tokenizer_folder} has {len(tokenizer)} tokens, but the model a vocabulary of "

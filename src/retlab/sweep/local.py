@@ -1,6 +1,7 @@
 """The sweep on this machine: the trials in a pool of workers, their energy, results and one display."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.points import input_identity
 from retlab.sweep.pool import Pool
 from retlab.sweep.results import FAILURE, TrialFailure, TrialResult, write_failure
+from retlab.sweep.table import load_libraries
 from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish
 
 _INTERVAL_SECONDS = 5.0
@@ -177,13 +179,21 @@ def run_locally(
         pool_for(grid, plan.missing, stop_requested) as pool,
     ):
         shares = EnergyShares(row_of(measured))
+        if not plan_only:
+            pool.start()
         estimate(plan, pool, lambda: _power(shares), say)
         if plan_only or stop_requested():
             return plan_only
         if retry_failed:
             forget_failures(plan.missing)
+        # Loaded while this process waits for trials, what the tables need keeps nobody waiting at their end.
+        loading = threading.Thread(target=load_libraries, args=(len(grid.config.grid_search.architectures) > 1,))
+        loading.start()
         with progress("trials", len(plan.missing), "trial") as bar:
-            return pool.run(plan.missing, Keeper(shares, bar, say))
+            finished = pool.run(plan.missing, Keeper(shares, bar, say))
+        # An interpreter that ends in the middle of an import may crash.
+        loading.join()
+        return finished
 
 
 def _power(shares: EnergyShares) -> float:

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 from retlab.errors import UserError
 from retlab.progress import counted, duration
 from retlab.section import shown_path
-from retlab.sweep.calibration import STEPS, Cost, Costs, extremes, planned_tokens
+from retlab.sweep.calibration import (
+    STEPS,
+    Cost,
+    Costs,
+    duration_of,
+    extremes,
+    is_like,
+    planned_steps,
+    planned_tokens,
+    validations,
+)
 from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.pool import Pool
 from retlab.sweep.results import read_failure, read_result
@@ -85,7 +96,7 @@ class Calibration:
 
     def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
         if result:
-            self.costs.append((trial, Cost(result["seconds_per_token"], result["overhead"])))
+            self.costs.append((trial, Cost(**result)))
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         self.failures.append(f"{trial.id} ({kind}): {message}")
@@ -100,18 +111,19 @@ class Calibration:
 def estimate(plan: Plan, pool: Pool, kilowatts: Callable[[], float], say: Callable[[str], None]) -> None:
     """Say how long the missing trials will take, from finished ones of this sweep or a few steps of some."""
     measured = Calibration(_known_costs(plan))
-    unknown = {trial.architecture for trial in plan.missing} - {trial.architecture for trial, _ in measured.costs}
-    probes = extremes([trial for trial in plan.missing if trial.architecture in unknown])
+    probes = [one for one in extremes(plan.missing) if not any(is_like(one, known) for known, _ in measured.costs)]
     if probes:
-        say(f"calibrating: {STEPS} steps of {counted(len(probes), 'trial')}")
-        pool.run(probes, measured, {"calibration_steps": STEPS})
-    for failure in measured.failures:
+        say(f"calibrating: {2 * STEPS} steps of {counted(len(probes), 'trial')}")
+        # Every worker takes part: they are as slow beside each other as they will be, and have warmed up then.
+        shared = islice(cycle(probes), max(len(probes), len(pool.places)))
+        pool.run(shared, measured, {"calibration_steps": STEPS})
+    for failure in dict.fromkeys(measured.failures):
         say(f"calibration: {failure}")
     if not measured.costs:
         return
     costs, places = Costs(measured.costs), len(pool.places)
-    each = [costs.seconds(trial, planned_tokens(trial)) for trial in plan.missing]
-    seconds = max(sum(each) / places, max(each))
+    each = [costs.seconds(trial, planned_steps(trial)) for trial in plan.missing]
+    seconds = duration_of(each, places)
     power = kilowatts()
     energy = f", about {power * seconds / 3600:.3g} kWh at {1000 * power:.0f} W" if power else ""
     say(f"expected: {duration(seconds)}, {places} at a time{energy}")
@@ -122,7 +134,8 @@ def _known_costs(plan: Plan) -> list[tuple[Trial, Cost]]:
     known = []
     for trial in plan.finished:
         result = read_result(trial.folder)
-        if result is not None and result.status == "finished" and result.tokens:
-            seconds = result.training_seconds
-            known.append((trial, Cost(seconds / result.tokens, max(0.0, result.seconds - seconds))))
+        if result is not None and result.status == "finished" and result.steps:
+            seconds, validation = result.training_seconds, result.validation_seconds or 0.0
+            others = result.seconds - seconds - validation * validations(trial, result.steps)
+            known.append((trial, Cost(seconds / result.steps, validation, max(0.0, others))))
     return known

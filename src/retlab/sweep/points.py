@@ -88,7 +88,12 @@ class _Maker:
         if target is not None:
             own.pop("model.intermediate_size", None)
             own["model.match_parameters_of"] = None
-        words = [f"model.architecture={architecture}", *(f"{key}={_flow(value)}" for key, value in own.items())]
+        # Its axes are checked, and checking them again at every point takes longer than all else.
+        words = [
+            "grid_search={}",
+            f"model.architecture={architecture}",
+            *(f"{key}={_flow(value)}" for key, value in own.items()),
+        ]
         config = load_config(self._file, [*self._overrides, *words])
         if target is None:
             return resolve_model(config)

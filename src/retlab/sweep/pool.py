@@ -93,6 +93,10 @@ class Pool:
         self._workers.clear()
         self._selector.close()
 
+    def start(self) -> None:
+        """Start a worker at every place: they load their libraries while a few of them do the first work."""
+        self._fill_places(len(self.places))
+
     def run(self, trials: Iterable[Trial], watcher: Watcher, extra: dict[str, Any] | None = None) -> bool:
         """Run all trials; returns whether all were given to an end, and False after a signal.
 

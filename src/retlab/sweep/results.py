@@ -43,6 +43,8 @@ class TrialResult(Section):
     "Seconds in training steps, over all attempts."
     tokens_per_second: float
     "Training tokens per second of those."
+    validation_seconds: float | None = None
+    "Mean seconds of a validation of the last attempt, with the saving of its checkpoint."
     seconds: float
     "Seconds of the last attempt, from its start to the result."
     energy_kwh: float | None = None

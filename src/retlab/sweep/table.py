@@ -42,6 +42,14 @@ def write_tables(grid: Grid, say: Callable[[str], None], *, compares: bool = Tru
         say(line)
 
 
+def load_libraries(compares: bool) -> None:
+    """Import now what `write_tables` needs, with `compares` also what predicts."""
+    import pyarrow.parquet  # noqa: F401
+
+    if compares:
+        import retlab.sweep.predictions  # noqa: F401
+
+
 def point_rows(comparison: Comparison) -> list[Row]:
     """The lines of grid_search.csv: one per point, invalid ones included."""
     return [_point_row(comparison, point) for point in comparison.grid.points]

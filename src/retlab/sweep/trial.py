@@ -130,6 +130,7 @@ def _train_and_test(trial: Trial, say: Callable[[str], None], stop_requested: Ca
         "validation_loss": report["best_validation_loss"],
         **{key: report[key] for key in ("steps", "tokens", "best_step")},
         **trained.speed(),
+        "validation_seconds": trained.validation_seconds,
         **_test(config, folder / "model"),
     }
 

@@ -5,6 +5,7 @@ libraries print goes to the log of the trial. A worker ends with its input, so n
 """
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -39,6 +40,8 @@ def main() -> int:
     orders: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
     _import_libraries()
+    # A trial is collected when it has ended; looking through the libraries each time takes as long as a small trial.
+    gc.freeze()
     _report(reports, {"event": "ready"})
     while not stop.is_set():
         try:
@@ -130,4 +133,6 @@ def logged(file: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()
+    sys.exit(code)

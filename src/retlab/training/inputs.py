@@ -5,7 +5,7 @@ from typing import Any
 
 from retlab.data.settings import DataSection
 from retlab.data.shards import check_shards
-from retlab.data.tokenizer import load_tokenizer, vocabulary_size
+from retlab.data.tokenizer import shared_tokenizer, vocabulary_size
 from retlab.errors import UserError
 from retlab.models import config_from_section
 from retlab.models.settings import ModelSettings
@@ -32,7 +32,7 @@ def request_for(
     """
     for split in ("train", "validation"):
         check_shards(data.shards_folder(split), tokenizer_folder)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = shared_tokenizer(tokenizer_folder)
     if vocabulary_size(tokenizer) > vocab_size:
         raise UserError(
             f"the tokenizer in {shown_path(tokenizer_folder)} has {vocabulary_size(tokenizer):,} tokens, and the model"

@@ -30,6 +30,7 @@ def fit(
     request: TrainingRequest, hardware: Hardware, module: TrainingModule, loop: TrainingLoop, batches: StepBatches
 ) -> None:
     """Run the steps of `batches`; every batch is one optimizer step, and `loop` decides when it ends."""
+    uncollected = _Uncollected()
     with _quiet_lightning():
         trainer = pl.Trainer(
             accelerator="gpu" if hardware.device == "cuda" else "cpu",
@@ -41,7 +42,7 @@ def fit(
             max_epochs=1,
             limit_val_batches=0,
             logger=_loggers(request, loop),
-            callbacks=[loop, _Abort(), _Uncollected()],
+            callbacks=[loop, _Abort(), uncollected],
             default_root_dir=request.run_folder,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -52,7 +53,7 @@ def fit(
         try:
             trainer.fit(module, train_dataloaders=batches)
         finally:
-            gc.unfreeze()
+            uncollected.end()
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
 
@@ -73,13 +74,24 @@ class _Abort(pl.Callback):
 class _Uncollected(pl.Callback):
     """Leaves what the first step has left behind out of garbage collections: compilers and libraries hold about a
     million objects, and looking through them takes as long as a step, during which a GPU waits.
+
+    A process that trains many models has left the libraries out already, and gets each model's memory back.
     """
+
+    def __init__(self) -> None:
+        self._freezes = gc.get_freeze_count() == 0
 
     def on_train_batch_end(self, *inputs: Any) -> None:
         *_, batch_idx = inputs
         if batch_idx == 0:
             gc.collect()
-            gc.freeze()
+            if self._freezes:
+                gc.freeze()
+
+    def end(self) -> None:
+        """Collect everything again."""
+        if self._freezes:
+            gc.unfreeze()
 
 
 def _strategy(request: TrainingRequest) -> Strategy | str:

@@ -73,6 +73,12 @@ class TrainingLoop(pl.Callback):
         self._last_save = time.monotonic()
         self._watch = Stopwatch(0.0)
         self._lap_tokens = 0
+        self._validations: list[float] = []
+
+    @property
+    def validation_seconds(self) -> float | None:
+        """Mean time of a validation of this attempt, with the saving of its checkpoint; None before the first."""
+        return sum(self._validations) / len(self._validations) if self._validations else None
 
     def on_fit_start(self, _trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Join the processes and go back to the checkpoint; wrappers and optimizer exist by now."""
@@ -112,6 +118,7 @@ class TrainingLoop(pl.Callback):
             return
         module.read_losses()
         self._watch.stop()
+        started = time.monotonic()
         state.unfinished = validates
         if validates and not stop:
             improved = self._validate(trainer, module)
@@ -121,6 +128,8 @@ class TrainingLoop(pl.Callback):
             self._write_row(trainer, module, None)
         if saves:
             self._save(module)
+        if validates:
+            self._validations.append(time.monotonic() - started)
         self.interrupted = stop
         trainer.should_stop = stop or last or state.stopped_early
         self._watch.start()

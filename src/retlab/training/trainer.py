@@ -45,6 +45,8 @@ class TrainingResult:
 
     state: TrainingState
     parameters: int
+    validation_seconds: float | None = None
+    "Mean time of a validation of the last attempt, with the saving of its checkpoint."
 
     @property
     def best_step(self) -> int:
@@ -176,7 +178,7 @@ def _train(
         fit(request, hardware, module, loop, StepBatches(batches, done, total_steps))
     if loop.interrupted:
         raise Interrupted(f"saved after step {module.state.step:,} of {total_steps:,}")
-    return TrainingResult(module.state, parameters)
+    return TrainingResult(module.state, parameters, loop.validation_seconds)
 
 
 def _module(request: TrainingRequest, hardware: Hardware, total_steps: int, is_new: bool) -> TrainingModule:
