@@ -2,15 +2,17 @@
 # Bash waits for a command in the foreground before it looks at signals, and one that ends bash leaves the command
 # alone; so the command runs beside it, in a group of its own, and is sent every signal that asks this script to end.
 run_child() {
-  local child code signalled
+  local child='' code early='' name signalled
+  for name in INT TERM HUP USR1; do
+    # shellcheck disable=SC2064
+    trap "if [ -n \"\$child\" ]; then signalled=yes; kill -$name \"\$child\" 2>/dev/null || true; else early=$name; fi" "$name"
+  done
   set -m
   "$@" &
   child=$!
   set +m
-  for signal in INT TERM HUP USR1; do
-    # shellcheck disable=SC2064
-    trap "signalled=yes; kill -$signal $child 2>/dev/null || true" "$signal"
-  done
+  # A signal that came before there was a child.
+  [ -z "$early" ] || kill -"$early" "$child" 2>/dev/null || true
   while :; do
     signalled=
     code=0

@@ -84,10 +84,11 @@ def run_benchmark(
     plan = _plan(config, train, hardware)
     names, missing = choose_peers(plan, hardware.device, peers)
     folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, _header(hardware, names, command), missing)
+    busy = _busy()
+    results = Results(folder, _header(hardware, names, command) + busy, missing)
     for line in missing:
         say(f"not measured: {line}")
-    for line in _busy():
+    for line in busy:
         say(line)
     _measure(plan, names, kinds, hardware, results)
     results.draw()
@@ -139,7 +140,6 @@ def _header(hardware: Hardware, peers: list[str], command: str) -> list[str]:
         ", ".join(dict.fromkeys(libraries)),
         f"RetLab {provenance.commit() or 'of unknown commit'}, {platform.platform()}",
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {command}",
-        *_busy(),
     ]
 
 
