@@ -22,7 +22,7 @@ from retlab.nodes import OtherNode
 PATIENCE_SECONDS = 15.0
 """How long the first process may go on after another one failed, before it is ended."""
 
-LOST_SECONDS = 30.0
+LOST_SECONDS = 12.0
 """How long a process that lost another one waits to hear why: ending takes a busy machine seconds."""
 
 GO_ON = "checkpoints are kept: run the same command again to continue"
@@ -164,8 +164,12 @@ def all_processes(
     ends = [partial(_end_of_helper, place.node * place.devices + n, one) for n, one in enumerate(helpers, start=1)]
     ends += [partial(_end_of_node, node) for node in others]
     finished, failures = threading.Event(), list[_Failure]()
-    for end in ends:
-        threading.Thread(target=_watch, args=(end, finished, failures, leave or _say_and_leave), daemon=True).start()
+    watching = [
+        threading.Thread(target=_watch, args=(end, finished, failures, leave or _say_and_leave), daemon=True)
+        for end in ends
+    ]
+    for thread in watching:
+        thread.start()
     mine = place.environment(0)
     before = {key: os.environ.get(key) for key in mine}
     os.environ.update(mine)
@@ -174,11 +178,12 @@ def all_processes(
     except RuntimeError as error:
         if not lost_connection(error):
             raise
-        until = time.monotonic() + LOST_SECONDS
-        while _first(failures) is None and time.monotonic() < until:
-            time.sleep(0.02)
-        cause = _first(failures) or f"the processes of the training lost their connection ({error}); {GO_ON}"
-        raise UserError(str(cause)) from error
+        cause = _reason(failures, watching)
+        if cause is None and place.node:
+            # The first node hears of it from the one that knows.
+            raise
+        lost = f"the processes of the training lost their connection ({error}); {GO_ON}"
+        raise UserError(str(cause or lost)) from error
     finally:
         finished.set()
         for helper in helpers:
@@ -241,6 +246,19 @@ def _watch(
 def _say_and_leave(sentence: str) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     os._exit(EXIT_USER_ERROR)
+
+
+def _reason(failures: list[_Failure], watching: Sequence[threading.Thread]) -> _Failure | None:
+    """Wait for the failure behind a lost connection, as long as there is somebody who may tell it."""
+    until = time.monotonic() + LOST_SECONDS
+    # A thread that has seen a failure lives on beside it.
+    while (
+        _first(failures) is None
+        and time.monotonic() < until
+        and sum(map(threading.Thread.is_alive, watching)) > len(failures)
+    ):
+        time.sleep(0.02)
+    return _first(failures)
 
 
 def _first(failures: list[_Failure]) -> _Failure | None:
