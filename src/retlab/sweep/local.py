@@ -1,10 +1,10 @@
 """The sweep on this machine: the trials in a pool of workers, their energy, results and one display."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from retlab.artifacts import read_json, write_json
@@ -13,10 +13,11 @@ from retlab.errors import UserError
 from retlab.progress import Progress, counted, progress
 from retlab.section import shown_path
 from retlab.sweep.energy import EnergyShares
+from retlab.sweep.failures import keep_failure
 from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.points import input_identity
 from retlab.sweep.pool import Pool
-from retlab.sweep.results import FAILURE, TrialFailure, TrialResult, write_failure
+from retlab.sweep.results import FAILURE, TrialResult
 from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish
 
 _INTERVAL_SECONDS = 5.0
@@ -39,6 +40,7 @@ def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], b
             " set it to 1, and grid_search.workers to the trials at a time"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    grid.trials_folder.mkdir(parents=True, exist_ok=True)
     return Pool(_places(grid, len(trials)), section.trial_timeout, stop_requested, folder)
 
 
@@ -98,9 +100,7 @@ class Keeper:
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         self._end(trial).keep(trial.folder)
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        failure = {"trial": trial.id, "kind": kind, "message": message, "host": os.uname().nodename, "ended": ended}
-        write_failure(trial.folder, TrialFailure.model_validate(failure))
+        keep_failure(trial, kind, message)
         self.say(f"{trial.id} failed ({kind}): {message}")
         self._count("failed", 1)
         self.bar.advance()
@@ -115,7 +115,9 @@ class Keeper:
         if time.monotonic() - self._kept > _INTERVAL_SECONDS:
             self._kept = time.monotonic()
             for trial, earlier in self._earlier.values():
-                self.shares.so_far(trial.id).after(earlier).keep(trial.folder)
+                # Where that cannot be written, the trial will say so.
+                with contextlib.suppress(OSError):
+                    self.shares.so_far(trial.id).after(earlier).keep(trial.folder)
 
     def _end(self, trial: Trial) -> Energy:
         """A trial has ended: what all attempts at it used."""

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from retlab import artifacts
-from retlab.errors import EXIT_INTERRUPTED, Interrupted, OutOfMemory, UserError
+from retlab.errors import EXIT_INTERRUPTED, Interrupted, StorageFailed, UserError
+from retlab.storage import storage_errors
+from retlab.sweep.failures import LOG, of_error
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import read_result
 from retlab.sweep.trial_list import trial_of
-
-LOG = "log.txt"
-"""What was said in a trial, in its folder."""
 
 
 def main() -> int:
@@ -47,7 +46,7 @@ def main() -> int:
             continue
         report = _run(order, stop.is_set)
         _report(reports, report)
-        if report["event"] == "failed":
+        if report["event"] in ("failed", "storage"):
             # What a failure leaves behind, memory above all, ends with the process.
             return 0
     return EXIT_INTERRUPTED
@@ -76,29 +75,42 @@ def _report(reports: IO[str], report: dict[str, Any]) -> None:
 
 def _run(order: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
     trial = trial_of(order["trial"])
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    with logged(trial.folder / LOG):
-        print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}", flush=True)
-        try:
-            if "calibration_steps" in order:
-                return {"event": "calibrated", **_calibrate(trial, order["calibration_steps"], stop_requested)}
-            with artifacts.lock(trial.folder, True, lambda: print("waiting: another process runs this trial")):
-                if read_result(trial.folder) is not None:
-                    return {"event": "done", "result": None}
-                from retlab.sweep.trial import run_trial
+    try:
+        # Its log may not be written, either.
+        with storage_errors(trial.folder.parent):
+            trial.folder.mkdir(exist_ok=True)
+            with logged(trial.folder / LOG):
+                print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}", flush=True)
+                return _attempt(trial, order, stop_requested)
+    except StorageFailed as error:
+        return {"event": "storage", "message": str(error)}
 
-                result = run_trial(trial, say=_say, stop_requested=stop_requested)
-                return {"event": "done", "result": result.dump()}
-        except Interrupted:
-            return {"event": "interrupted"}
-        except UserError as error:
-            kind = "out of memory" if isinstance(error, OutOfMemory) else "error"
+
+def _attempt(trial: Trial, order: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    """Run the trial, or measure how fast it is; everything that is said goes to its log."""
+    calibrates = "calibration_steps" in order
+    try:
+        if calibrates:
+            return {"event": "calibrated", **_calibrate(trial, order["calibration_steps"], stop_requested)}
+        with artifacts.lock(trial.folder, True, lambda: print("waiting: another process runs this trial")):
+            if read_result(trial.folder) is not None:
+                return {"event": "done", "result": None}
+            from retlab.sweep.trial import run_trial
+
+            result = run_trial(trial, say=_say, stop_requested=stop_requested)
+            return {"event": "done", "result": result.dump()}
+    except Interrupted:
+        return {"event": "interrupted"}
+    except Exception as error:
+        if isinstance(error, UserError):
             print(f"error: {error}", flush=True)
-            return {"event": "failed", "kind": kind, "message": str(error)}
-        except Exception as error:
+        else:
             traceback.print_exc()
-            lines = str(error).strip().splitlines() or [""]
-            return {"event": "failed", "kind": "error", "message": f"{type(error).__name__}: {lines[0]}"}
+        # A calibration writes elsewhere.
+        if isinstance(error, StorageFailed) and not calibrates:
+            raise
+        kind, message = of_error(error)
+        return {"event": "failed", "kind": kind, "message": message}
 
 
 def _say(line: str) -> None:
@@ -121,8 +133,10 @@ def logged(file: Path) -> Iterator[None]:
         os.dup2(log, 2)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # On a full disk the work has failed before, at a line of its own.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, descriptor in enumerate(kept, start=1):
             os.dup2(descriptor, number)
             os.close(descriptor)
