@@ -16,11 +16,13 @@ LOG = "log.txt"
 """What was said in a trial, in its folder."""
 
 
-def keep_failure(trial: Trial, kind: str, message: str) -> None:
+def keep_failure(trial: Trial, kind: str, message: str) -> TrialFailure:
     """Write down that the trial failed, in its folder."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     values = {"trial": trial.id, "kind": kind, "message": message, "host": os.uname().nodename, "ended": ended}
-    write_failure(trial.folder, TrialFailure.model_validate(values))
+    failure = TrialFailure.model_validate(values)
+    write_failure(trial.folder, failure)
+    return failure
 
 
 def of_error(error: Exception) -> tuple[str, str]:

@@ -100,8 +100,7 @@ class Keeper:
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         self._end(trial).keep(trial.folder)
-        keep_failure(trial, kind, message)
-        self.say(f"{trial.id} failed ({kind}): {message}")
+        self.say(f"{trial.id} failed: {keep_failure(trial, kind, message).sentence}")
         self._count("failed", 1)
         self.bar.advance()
 

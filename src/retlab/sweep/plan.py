@@ -88,7 +88,7 @@ class Calibration:
             self.costs.append((trial, Cost(result["seconds_per_token"], result["overhead"])))
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
-        self.failures.append(f"{trial.id} ({kind}): {message}")
+        self.failures.append(f"{trial.id}: {message}")
 
     def interrupted(self, trial: Trial) -> None:
         pass
