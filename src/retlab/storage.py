@@ -51,7 +51,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
         found = _cause(error)
         said = sentence(found, folder) if found and found.errno not in _OF_ONE_FILE else None
         if isinstance(found, FileNotFoundError) and not folder.is_dir():
-            said = f"the folder {shown_path(folder)} is gone; bring it back, or run the same command again to begin anew"
+            said = f"the folder {shown_path(folder)} is gone; bring it back, or run the same command again"
         if said is None:
             raise
         raise StorageFailed(said) from error

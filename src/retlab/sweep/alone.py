@@ -13,7 +13,7 @@ from retlab.emissions import track_emissions
 from retlab.errors import EXIT_OK, StorageFailed, UserError
 from retlab.sweep.failures import keep_failure, memory_kills, of_death, of_error, of_time
 from retlab.sweep.grid import Trial
-from retlab.sweep.results import read_result
+from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish, run_trial
 
 _LOOK_SECONDS = 0.2
@@ -92,11 +92,20 @@ def _supervise(child: int, heard: int, timeout: float | None, stop_requested: Ca
 def _run_locked(
     trial: Trial, stop_requested: Callable[[], bool], say: Callable[[str], None], on_start: Callable[[], object]
 ) -> None:
-    with artifacts.lock(trial.folder, True, lambda: say(f"waiting: another process runs {trial.id}")):
+    waited = threading.Event()
+
+    def waiting() -> None:
+        waited.set()
+        say(f"waiting: another process runs {trial.id}")
+
+    with artifacts.lock(trial.folder, True, waiting):
         if read_result(trial.folder) is not None:
             drop_leftovers(trial.folder)
             say(f"up to date: {trial.id}")
             return
+        failure = read_failure(trial.folder)
+        if waited.is_set() and failure is not None:
+            raise UserError(failure.sentence)
         on_start()
         _run(trial, say, stop_requested)
 

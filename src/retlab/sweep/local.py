@@ -81,6 +81,7 @@ class Keeper:
     counts: dict[str, int] = field(default_factory=lambda: {"running": 0, "failed": 0, "diverged": 0})
     _earlier: dict[str, tuple[Trial, Energy]] = field(default_factory=dict)
     "The running trials, with what earlier attempts at them used."
+    _said_busy: bool = False
     _kept: float = field(default_factory=time.monotonic)
 
     def started(self, trial: Trial) -> None:
@@ -106,6 +107,12 @@ class Keeper:
 
     def interrupted(self, trial: Trial) -> None:
         self._end(trial).keep(trial.folder)
+
+    def busy(self, trial: Trial) -> None:
+        self._end(trial)
+        if not self._said_busy:
+            self._said_busy = True
+            self.say(f"waiting: another process runs {trial.id}, or more of these trials; others are run meanwhile")
 
     def tick(self) -> None:
         self.shares.tick()

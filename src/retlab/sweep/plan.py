@@ -88,9 +88,12 @@ class Calibration:
             self.costs.append((trial, Cost(result["seconds_per_token"], result["overhead"])))
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
-        self.failures.append(f"{trial.id}: {message}")
+        self.failures.append(f"{trial.id} ({kind}): {message}")
 
     def interrupted(self, trial: Trial) -> None:
+        pass
+
+    def busy(self, trial: Trial) -> None:
         pass
 
     def tick(self) -> None:

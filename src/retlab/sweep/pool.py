@@ -1,5 +1,6 @@
 """Long-lived worker processes that run the trials of a sweep on this machine, and what watches over them."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -19,10 +20,13 @@ from retlab.storage import storage_errors
 from retlab.sweep.failures import LOG, memory_kills, of_death, of_time
 from retlab.sweep.grid import Trial
 from retlab.sweep.trial_list import plain
+from retlab.sweep.worker import KEPT
 
 _TICK_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0
 """How long trials may take to save and leave after a signal."""
+_BUSY_SECONDS = 1.0
+"""How long a trial that another process runs is left alone."""
 _STARTS = 3
 """Workers in a row that may end before they are ready."""
 
@@ -41,6 +45,9 @@ class Watcher(Protocol):
 
     def interrupted(self, trial: Trial) -> None:
         """It was left, to be continued later."""
+
+    def busy(self, trial: Trial) -> None:
+        """Another process runs it; it is looked at again."""
 
     def tick(self) -> None:
         """Time passed."""
@@ -80,6 +87,8 @@ class Pool:
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _lost_starts: int = 0
     _stopping_since: float | None = None
+    _busy: deque[tuple[float, Trial]] = field(default_factory=deque)
+    "Trials that other processes run, and when to look at them again."
     _storage: str | None = None
     "Why no trial can write its files."
 
@@ -112,16 +121,19 @@ class Pool:
             UserError: no worker comes up.
         """
         waiting = deque(trials)
-        while waiting or any(worker.trial for worker in self._workers):
+        while waiting or self._busy or any(worker.trial for worker in self._workers):
             if (self.stop_requested() or self._storage) and self._stopping_since is None:
                 self._stopping_since = time.monotonic()
                 for worker in self._workers:
                     worker.process.send_signal(signal.SIGTERM)
             if self._stopping_since is not None:
                 waiting.clear()
+                self._busy.clear()
                 if not any(worker.trial for worker in self._workers):
                     break
             else:
+                while self._busy and self._busy[0][0] < time.monotonic():
+                    waiting.append(self._busy.popleft()[1])
                 self._fill_places(len(waiting))
                 for worker in self._workers:
                     if waiting and worker.ready and worker.trial is None:
@@ -160,15 +172,9 @@ class Pool:
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
     def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any], watcher: Watcher) -> None:
-        assert worker.process.stdin is not None
         worker.trial, worker.since, worker.memory_kills = trial, time.monotonic(), memory_kills()
         watcher.started(trial)
-        try:
-            worker.process.stdin.write(json.dumps({"trial": plain(trial), **extra}).encode() + b"\n")
-            worker.process.stdin.flush()
-        except BrokenPipeError:
-            # It is gone, which the end of its reports tells next.
-            pass
+        _send(worker, {"trial": plain(trial), **extra})
 
     def _read(self, worker: _Worker, watcher: Watcher) -> None:
         assert worker.process.stdout is not None
@@ -194,6 +200,9 @@ class Pool:
             worker.ready = False
             self._storage = self._storage or report["message"]
             self._tell(watcher.interrupted, trial)
+        elif event == "busy":
+            self._busy.append((time.monotonic() + _BUSY_SECONDS, trial))
+            self._tell(watcher.busy, trial)
         elif event == "interrupted":
             self._tell(watcher.interrupted, trial)
         elif event == "failed":
@@ -201,6 +210,7 @@ class Pool:
             self._tell(watcher.failed, trial, report["kind"], report["message"])
         else:
             self._tell(watcher.done, trial, report.get("result", report))
+        _send(worker, KEPT)
 
     def _tell(self, tell: Callable[..., None], trial: Trial, *what: Any) -> None:
         """Tell the watcher, whose files may be impossible to write, too."""
@@ -240,6 +250,14 @@ class Pool:
             if worker.trial and self.timeout and time.monotonic() - worker.since > self.timeout:
                 worker.late = True
                 _kill(worker.process)
+
+
+def _send(worker: _Worker, words: dict[str, Any]) -> None:
+    assert worker.process.stdin is not None
+    # Where it is gone, the end of its reports tells that next.
+    with contextlib.suppress(BrokenPipeError):
+        worker.process.stdin.write(json.dumps(words).encode() + b"\n")
+        worker.process.stdin.flush()
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
