@@ -22,6 +22,7 @@ LAYERS = [
         "progress",
         "provenance",
         "slurm_step",
+        "storage",
         "yaml_file",
     },
     {"mixers", "data", "synthetic"},

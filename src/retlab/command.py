@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import difflib
-import errno
 import gc
 import os
 import signal
@@ -17,8 +16,8 @@ from typing import NoReturn
 from retlab.config import ExperimentConfig, load_config
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
 from retlab.nodes import Nodes
-from retlab.section import shown_path
 from retlab.slurm_step import START, Step, current_step
+from retlab.storage import sentence
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals on which a stage saves what it can and leaves."""
@@ -103,19 +102,9 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f": {shown_path(Path(os.fsdecode(error.filename)))}" if isinstance(error.filename, str | bytes) else ""
-        sentences = {
-            errno.EACCES: f"no permission{where}; give this user the right to it or choose another folder",
-            errno.EPERM: f"not permitted{where}; give this user the right to it or choose another folder",
-            errno.EROFS: f"read-only file system{where}; choose another folder",
-            errno.ENOSPC: f"the disk is full{where}; free some space and run the same command again",
-            errno.EDQUOT: f"the disk quota is used up{where}; free some space and run the same command again",
-            errno.ENOTDIR: f"a file is in the way of a folder{where}; move it or choose another folder",
-            errno.ENAMETOOLONG: f"a name is too long for this file system{where}; choose a shorter one",
-            errno.EEXIST: f"a file is in the way of a folder{where}; move it or choose another folder",
-        }
-        if error.errno in sentences:
-            raise UserError(sentences[error.errno]) from error
+        said = sentence(error)
+        if said:
+            raise UserError(said) from error
         raise
 
 

@@ -22,6 +22,10 @@ class OutOfMemory(UserError):
     """Something does not fit the memory of a GPU or of the machine."""
 
 
+class StorageFailed(UserError):
+    """Files cannot be written or read, such as on a full disk: whatever writes there next fails as well."""
+
+
 class Interrupted(BaseException):
     """SIGTERM, SIGUSR1 or Ctrl-C arrived and the work is saved. Stages exit with 75.
 

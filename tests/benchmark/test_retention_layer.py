@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "src" / "benchmark_retention_layer.py"
 def test_layers_are_measured_in_turns() -> None:
     who = contestants(chunks=(64,))
     assert [one.is_torchscale for one in who] == [False, True, True]
-    lines = list(measure(who, tokens=64, rounds=2, memory_tokens=64))
+    lines = list(measure(who, tokens=64, rounds=1, memory_tokens=64))
     assert [line.contestant for line in lines] == who
     assert all(line.milliseconds and line.milliseconds > 0 for line in lines)
     if sys.platform == "linux":

@@ -136,7 +136,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
 
 
 def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: Grid) -> None:
-    config = write(folder, "lost", trial_timeout=30)
+    config = write(folder, "lost", trial_timeout=20)
     grid = make_grid(config, [])
     first, _, last = grid.trials
     process = start(config)

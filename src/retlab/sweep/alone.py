@@ -1,24 +1,31 @@
 """One trial of a sweep as a process of its own, such as a task of a job array."""
 
 import os
+import select
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from retlab import artifacts
 from retlab.emissions import track_emissions
-from retlab.errors import OutOfMemory, UserError
-from retlab.progress import duration
+from retlab.errors import EXIT_OK, StorageFailed, UserError
+from retlab.sweep.failures import keep_failure, memory_kills, of_death, of_error, of_time
 from retlab.sweep.grid import Trial
-from retlab.sweep.results import TrialFailure, read_result, write_failure
+from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish, run_trial
+
+_LOOK_SECONDS = 0.2
 
 
 def run_alone(
     trial: Trial, timeout: float | None, stop_requested: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Run a trial to its result, unless it is there; the energy of the process is the trial's.
+
+    The trial runs in a child of this process, which sees how it ends, also where it hangs or crashes. The child
+    returns from here, too; this process ends with its exit code.
 
     Args:
         trial: what to run.
@@ -29,14 +36,77 @@ def run_alone(
     Raises:
         UserError: the trial failed, which its folder tells, too.
         Interrupted: `stop_requested` became true; the work is saved.
+        SystemExit: the child has said why.
     """
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    with artifacts.lock(trial.folder, True, lambda: say(f"waiting: another process runs {trial.id}")):
+    trial.folder.parent.mkdir(parents=True, exist_ok=True)
+    heard, begun = os.pipe()
+    alive, kept = os.pipe()
+    kills = memory_kills()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(heard)
+        os.close(kept)
+        threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+        _run_locked(trial, stop_requested, say, lambda: os.write(begun, b"."))
+        return
+    os.close(begun)
+    os.close(alive)
+    code, is_late = _supervise(child, heard, timeout, stop_requested)
+    if is_late:
+        kind, message = of_time(timeout or 0)
+    elif code < 0 and not stop_requested():
+        kind, message = of_death(code, None, kills)
+    else:
+        if code != EXIT_OK:
+            raise SystemExit(code if code > 0 else 128 - code)
+        return
+    keep_failure(trial, kind, message)
+    raise UserError(message)
+
+
+def _end_with(alive: int) -> None:
+    """End this process with the one that watches over it."""
+    os.read(alive, 1)
+    os._exit(1)
+
+
+def _supervise(child: int, heard: int, timeout: float | None, stop_requested: Callable[[], bool]) -> tuple[int, bool]:
+    """Wait for the child; its exit code, less than 0 for a signal, and whether it took too long."""
+    deadline, told, is_late = None, False, False
+    while True:
+        # The pipe ends with the child.
+        if select.select([heard], [], [], _LOOK_SECONDS)[0] and os.read(heard, 1) and timeout is not None:
+            deadline = time.monotonic() + timeout
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), is_late
+        if stop_requested() and not told:
+            told = True
+            os.kill(child, signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline and not is_late:
+            is_late = True
+            os.kill(child, signal.SIGKILL)
+
+
+def _run_locked(
+    trial: Trial, stop_requested: Callable[[], bool], say: Callable[[str], None], on_start: Callable[[], object]
+) -> None:
+    waited = threading.Event()
+
+    def waiting() -> None:
+        waited.set()
+        say(f"waiting: another process runs {trial.id}")
+
+    with artifacts.lock(trial.folder, True, waiting):
         if read_result(trial.folder) is not None:
             drop_leftovers(trial.folder)
             say(f"up to date: {trial.id}")
             return
-        _watch_time(trial, timeout)
+        failure = read_failure(trial.folder)
+        if waited.is_set() and failure is not None:
+            raise UserError(failure.sentence)
+        on_start()
         _run(trial, say, stop_requested)
 
 
@@ -46,12 +116,11 @@ def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], 
     try:
         with track_emissions(trial.config.emissions, trial.folder, "trial") as measured:
             result = run_trial(trial, say=say, stop_requested=stop_requested)
-    except UserError as error:
-        _fail(trial, "out of memory" if isinstance(error, OutOfMemory) else "error", str(error))
+    except StorageFailed:
+        # No failure of this trial.
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        _fail(trial, "error", f"{type(error).__name__}: {lines[0]}")
+        keep_failure(trial, *of_error(error))
         raise
     finally:
         energy = Energy()
@@ -65,27 +134,3 @@ def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], 
     finish(trial, result, energy)
     loss = f"test loss {result.test_loss:.4f} nats/token" if result.test_loss is not None else result.status
     say(f"{trial.id}: {loss}")
-
-
-def _fail(trial: Trial, kind: str, message: str) -> None:
-    ended = datetime.now(UTC).isoformat(timespec="seconds")
-    values = {"trial": trial.id, "kind": kind, "message": message, "host": os.uname().nodename, "ended": ended}
-    write_failure(trial.folder, TrialFailure.model_validate(values))
-
-
-def _watch_time(trial: Trial, timeout: float | None) -> None:
-    """End this process when the trial takes too long: it may hang where no signal is looked at."""
-
-    def give_up() -> None:
-        message = (
-            f"no result after {duration(timeout or 0)} (grid_search.trial_timeout); its last checkpoint is kept, and"
-            " --retry-failed goes on from it"
-        )
-        _fail(trial, "timeout", message)
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    if timeout is not None:
-        timer = threading.Timer(timeout, give_up)
-        timer.daemon = True
-        timer.start()

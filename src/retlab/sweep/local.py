@@ -1,11 +1,11 @@
 """The sweep on this machine: the trials in a pool of workers, their energy, results and one display."""
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from retlab.artifacts import read_json, write_json
@@ -14,10 +14,11 @@ from retlab.errors import UserError
 from retlab.progress import Progress, counted, progress
 from retlab.section import shown_path
 from retlab.sweep.energy import EnergyShares
+from retlab.sweep.failures import keep_failure
 from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.points import input_identity
 from retlab.sweep.pool import Pool
-from retlab.sweep.results import FAILURE, TrialFailure, TrialResult, write_failure
+from retlab.sweep.results import FAILURE, TrialResult
 from retlab.sweep.table import load_libraries
 from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish
 
@@ -41,6 +42,7 @@ def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], b
             " set it to 1, and grid_search.workers to the trials at a time"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    grid.trials_folder.mkdir(parents=True, exist_ok=True)
     return Pool(_places(grid, len(trials)), section.trial_timeout, stop_requested, folder)
 
 
@@ -81,6 +83,7 @@ class Keeper:
     counts: dict[str, int] = field(default_factory=lambda: {"running": 0, "failed": 0, "diverged": 0})
     _earlier: dict[str, tuple[Trial, Energy]] = field(default_factory=dict)
     "The running trials, with what earlier attempts at them used."
+    _said_busy: bool = False
     _kept: float = field(default_factory=time.monotonic)
 
     def started(self, trial: Trial) -> None:
@@ -100,15 +103,18 @@ class Keeper:
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         self._end(trial).keep(trial.folder)
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        failure = {"trial": trial.id, "kind": kind, "message": message, "host": os.uname().nodename, "ended": ended}
-        write_failure(trial.folder, TrialFailure.model_validate(failure))
-        self.say(f"{trial.id} failed ({kind}): {message}")
+        self.say(f"{trial.id} failed: {keep_failure(trial, kind, message).sentence}")
         self._count("failed", 1)
         self.bar.advance()
 
     def interrupted(self, trial: Trial) -> None:
         self._end(trial).keep(trial.folder)
+
+    def busy(self, trial: Trial) -> None:
+        self._end(trial)
+        if not self._said_busy:
+            self._said_busy = True
+            self.say(f"waiting: another process runs {trial.id}, or more of these trials; others are run meanwhile")
 
     def tick(self) -> None:
         self.shares.tick()
@@ -117,7 +123,9 @@ class Keeper:
         if time.monotonic() - self._kept > _INTERVAL_SECONDS:
             self._kept = time.monotonic()
             for trial, earlier in self._earlier.values():
-                self.shares.so_far(trial.id).after(earlier).keep(trial.folder)
+                # Where that cannot be written, the trial will say so.
+                with contextlib.suppress(OSError):
+                    self.shares.so_far(trial.id).after(earlier).keep(trial.folder)
 
     def _end(self, trial: Trial) -> Energy:
         """A trial has ended: what all attempts at it used."""

@@ -30,7 +30,7 @@ class Outcome:
         """Why a trial diverged or failed."""
         if self.result is not None:
             return self.result.message
-        return None if self.failure is None else f"{self.failure.kind}: {self.failure.message}"
+        return None if self.failure is None else self.failure.sentence
 
 
 def read_outcomes(grid: Grid) -> dict[str, Outcome]:

@@ -104,6 +104,9 @@ class Calibration:
     def interrupted(self, trial: Trial) -> None:
         pass
 
+    def busy(self, trial: Trial) -> None:
+        pass
+
     def tick(self) -> None:
         pass
 

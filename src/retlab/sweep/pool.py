@@ -1,5 +1,6 @@
 """Long-lived worker processes that run the trials of a sweep on this machine, and what watches over them."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -13,15 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from retlab.errors import EXIT_INTERRUPTED, UserError
-from retlab.progress import duration
+from retlab.errors import EXIT_INTERRUPTED, StorageFailed, UserError
+from retlab.section import shown_path
+from retlab.storage import storage_errors
+from retlab.sweep.failures import LOG, memory_kills, of_death, of_time
 from retlab.sweep.grid import Trial
 from retlab.sweep.trial_list import plain
-from retlab.sweep.worker import LOG
+from retlab.sweep.worker import KEPT
 
 _TICK_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0
 """How long trials may take to save and leave after a signal."""
+_BUSY_SECONDS = 1.0
+"""How long a trial that another process runs is left alone."""
 _STARTS = 3
 """Workers in a row that may end before they are ready."""
 
@@ -41,6 +46,9 @@ class Watcher(Protocol):
     def interrupted(self, trial: Trial) -> None:
         """It was left, to be continued later."""
 
+    def busy(self, trial: Trial) -> None:
+        """Another process runs it; it is looked at again."""
+
     def tick(self) -> None:
         """Time passed."""
 
@@ -54,7 +62,10 @@ class _Worker:
     trial: Trial | None = None
     since: float = 0.0
     buffer: bytes = b""
-    killed_for: str | None = None
+    late: bool = False
+    "It was killed for taking too long."
+    memory_kills: int | None = None
+    "Of the whole system, when it took up the trial."
 
 
 @dataclass
@@ -76,6 +87,10 @@ class Pool:
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _lost_starts: int = 0
     _stopping_since: float | None = None
+    _busy: deque[tuple[float, Trial]] = field(default_factory=deque)
+    "Trials that other processes run, and when to look at them again."
+    _storage: str | None = None
+    "Why no trial can write its files."
 
     def __enter__(self) -> "Pool":
         return self
@@ -106,19 +121,23 @@ class Pool:
             extra: further words of every order.
 
         Raises:
+            StorageFailed: files cannot be written; the other trials were told to save and leave.
             UserError: no worker comes up.
         """
         waiting = deque(trials)
-        while waiting or any(worker.trial for worker in self._workers):
-            if self.stop_requested() and self._stopping_since is None:
+        while waiting or self._busy or any(worker.trial for worker in self._workers):
+            if (self.stop_requested() or self._storage) and self._stopping_since is None:
                 self._stopping_since = time.monotonic()
                 for worker in self._workers:
                     worker.process.send_signal(signal.SIGTERM)
             if self._stopping_since is not None:
                 waiting.clear()
+                self._busy.clear()
                 if not any(worker.trial for worker in self._workers):
                     break
             else:
+                while self._busy and self._busy[0][0] < time.monotonic():
+                    waiting.append(self._busy.popleft()[1])
                 self._fill_places(len(waiting))
                 for worker in self._workers:
                     if waiting and worker.ready and worker.trial is None:
@@ -127,6 +146,8 @@ class Pool:
                 self._read(key.data, watcher)
             self._give_up_the_late()
             watcher.tick()
+        if self._storage:
+            raise StorageFailed(self._storage)
         return self._stopping_since is None
 
     def _fill_places(self, waiting: int) -> None:
@@ -155,15 +176,9 @@ class Pool:
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
     def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any], watcher: Watcher) -> None:
-        assert worker.process.stdin is not None
-        worker.trial, worker.since = trial, time.monotonic()
+        worker.trial, worker.since, worker.memory_kills = trial, time.monotonic(), memory_kills()
         watcher.started(trial)
-        try:
-            worker.process.stdin.write(json.dumps({"trial": plain(trial), **extra}).encode() + b"\n")
-            worker.process.stdin.flush()
-        except BrokenPipeError:
-            # It is gone, which the end of its reports tells next.
-            pass
+        _send(worker, {"trial": plain(trial), **extra})
 
     def _read(self, worker: _Worker, watcher: Watcher) -> None:
         assert worker.process.stdout is not None
@@ -185,13 +200,29 @@ class Pool:
             return
         trial, worker.trial = worker.trial, None
         assert trial is not None
-        if event == "interrupted":
-            watcher.interrupted(trial)
+        if event == "storage":
+            worker.ready = False
+            self._storage = self._storage or report["message"]
+            self._tell(watcher.interrupted, trial)
+        elif event == "busy":
+            self._busy.append((time.monotonic() + _BUSY_SECONDS, trial))
+            self._tell(watcher.busy, trial)
+        elif event == "interrupted":
+            self._tell(watcher.interrupted, trial)
         elif event == "failed":
             worker.ready = False
-            watcher.failed(trial, report["kind"], report["message"])
+            self._tell(watcher.failed, trial, report["kind"], report["message"])
         else:
-            watcher.done(trial, report.get("result", report))
+            self._tell(watcher.done, trial, report.get("result", report))
+        _send(worker, KEPT)
+
+    def _tell(self, tell: Callable[..., None], trial: Trial, *what: Any) -> None:
+        """Tell the watcher, whose files may be impossible to write, too."""
+        try:
+            with storage_errors(trial.folder.parent):
+                tell(trial, *what)
+        except StorageFailed as error:
+            self._storage = self._storage or str(error)
 
     def _lost(self, worker: _Worker, watcher: Watcher) -> None:
         """A worker has ended, by itself or not; another takes its place where there is work."""
@@ -206,17 +237,14 @@ class Pool:
                 if self._lost_starts >= _STARTS:
                     log = self.message_folder / f"worker-{worker.place}.log"
                     said = log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-                    raise UserError(f"no worker comes up: {said[-1]}; the whole is in {log}")
+                    raise UserError(f"no worker comes up: {said[-1]}; the whole is in {shown_path(log)}")
             return
         if self._stopping_since is not None:
-            watcher.interrupted(trial)
-        elif worker.killed_for:
-            watcher.failed(trial, "timeout", worker.killed_for)
+            self._tell(watcher.interrupted, trial)
+        elif worker.late:
+            self._tell(watcher.failed, trial, *of_time(self.timeout or 0))
         else:
-            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-            where = f"its log {trial.folder / LOG} may say more"
-            watcher.failed(trial, "killed", f"the process of the trial {how}{memory}; {where}")
+            self._tell(watcher.failed, trial, *of_death(code, trial.folder / LOG, worker.memory_kills))
 
     def _give_up_the_late(self) -> None:
         if self._stopping_since is not None and time.monotonic() - self._stopping_since > PATIENCE_SECONDS:
@@ -224,11 +252,16 @@ class Pool:
                 _kill(worker.process)
         for worker in self._workers:
             if worker.trial and self.timeout and time.monotonic() - worker.since > self.timeout:
-                worker.killed_for = (
-                    f"no result after {duration(self.timeout)} (grid_search.trial_timeout); its last checkpoint is"
-                    " kept, and --retry-failed goes on from it"
-                )
+                worker.late = True
                 _kill(worker.process)
+
+
+def _send(worker: _Worker, words: dict[str, Any]) -> None:
+    assert worker.process.stdin is not None
+    # Where it is gone, the end of its reports tells that next.
+    with contextlib.suppress(BrokenPipeError):
+        worker.process.stdin.write(json.dumps(words).encode() + b"\n")
+        worker.process.stdin.flush()
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -81,6 +81,11 @@ class TrialFailure(Section):
     ended: str
     "When, ISO 8601 in UTC."
 
+    @property
+    def sentence(self) -> str:
+        """Kind and message for people."""
+        return self.message if self.message.startswith(self.kind) else f"{self.kind}: {self.message}"
+
 
 def read_result(folder: Path) -> TrialResult | None:
     """The result in a trial's folder; None where there is none, or no whole one."""

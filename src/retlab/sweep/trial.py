@@ -13,6 +13,8 @@ from retlab import artifacts, provenance
 from retlab.config import ExperimentConfig, dump_config
 from retlab.config_model import vocabulary_size
 from retlab.errors import NotFinite
+from retlab.memory import memory_errors
+from retlab.storage import storage_errors
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import TrialResult, read_result, write_result
 from retlab.upstream import train_settings
@@ -50,7 +52,7 @@ def earlier_energy(folder: Path) -> Energy:
 def run_trial(trial: Trial, *, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> TrialResult:
     """Run a trial to its result, or go on with it where it was interrupted; `finish` writes the result.
 
-    The caller holds the lock of the trial's folder.
+    The caller holds the lock of the trial's folder, whose parent is there.
 
     Args:
         trial: what to train.
@@ -58,11 +60,17 @@ def run_trial(trial: Trial, *, say: Callable[[str], None], stop_requested: Calla
         stop_requested: becomes true when the training should save and leave.
 
     Raises:
+        StorageFailed: its files cannot be written, which no other trial would do better.
         UserError: the trial cannot be run; OutOfMemory where it does not fit.
         Interrupted: `stop_requested` became true; the work is saved.
     """
+    with storage_errors(trial.folder.parent), memory_errors(_too_large):
+        return _run(trial, say, stop_requested)
+
+
+def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> TrialResult:
     started, clock = datetime.now(UTC), time.monotonic()
-    trial.folder.mkdir(parents=True, exist_ok=True)
+    trial.folder.mkdir(exist_ok=True)
     artifacts.write_atomic(trial.folder / "config.yaml", dump_config(trial.config))
     try:
         numbers = _train_and_test(trial, say, stop_requested)
@@ -85,6 +93,10 @@ def run_trial(trial: Trial, *, say: Callable[[str], None], stop_requested: Calla
         commit=provenance.commit(),
         **numbers,
     )
+
+
+def _too_large() -> tuple[str, str]:
+    return "the trial", "lower train.micro_batch_size, or grid_search.workers where others run beside it"
 
 
 def finish(trial: Trial, result: TrialResult, energy: Energy) -> None:

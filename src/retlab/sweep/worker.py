@@ -19,13 +19,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from retlab import artifacts
-from retlab.errors import EXIT_INTERRUPTED, Interrupted, OutOfMemory, UserError
+from retlab.errors import EXIT_INTERRUPTED, Interrupted, StorageFailed, UserError
+from retlab.storage import storage_errors
+from retlab.sweep.failures import LOG, of_error
 from retlab.sweep.grid import Trial
-from retlab.sweep.results import read_result
+from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.trial_list import trial_of
 
-LOG = "log.txt"
-"""What was said in a trial, in its folder."""
+KEPT = {"kept": True}
+"""Tells a worker that what became of its trial is written down, so that its lock may go."""
+
+
+class _Busy(Exception):
+    """Another process runs the trial."""
 
 
 def main() -> int:
@@ -48,9 +54,15 @@ def main() -> int:
             order = orders.get(timeout=0.1)
         except queue.Empty:
             continue
-        report = _run(order, stop.is_set)
-        _report(reports, report)
-        if report["event"] == "failed":
+
+        def deliver(report: dict[str, Any]) -> str:
+            """Report what became of the trial, and wait until the supervisor has written it down."""
+            _report(reports, report)
+            while orders.get() != KEPT:
+                pass
+            return str(report["event"])
+
+        if _run(order, stop.is_set, deliver) in ("failed", "storage"):
             # What a failure leaves behind, memory above all, ends with the process.
             return 0
     return EXIT_INTERRUPTED
@@ -77,31 +89,56 @@ def _report(reports: IO[str], report: dict[str, Any]) -> None:
     reports.flush()
 
 
-def _run(order: dict[str, Any], stop_requested: Callable[[], bool]) -> dict[str, Any]:
-    trial = trial_of(order["trial"])
-    trial.folder.mkdir(parents=True, exist_ok=True)
+def _run(order: dict[str, Any], stop_requested: Callable[[], bool], deliver: Callable[[dict[str, Any]], str]) -> str:
+    """Do what is ordered and deliver what became of it, while the trial is locked; returns the report's event."""
+    trial, steps = trial_of(order["trial"]), order.get("calibration_steps")
+    try:
+        # Its log may not be written, either.
+        with storage_errors(trial.folder.parent):
+            if steps is not None:
+                return deliver(_attempt(trial, lambda: _calibrate(trial, steps, stop_requested)))
+            with artifacts.lock(trial.folder, True, _leave_it):
+                # Another sweep may have brought it to its end.
+                if read_result(trial.folder) is not None or read_failure(trial.folder) is not None:
+                    return deliver({"event": "done", "result": None})
+                return deliver(_attempt(trial, lambda: _train(trial, stop_requested)))
+    except _Busy:
+        return deliver({"event": "busy"})
+    except StorageFailed as error:
+        # Only a trial has to be written; a calibration is a guess that can be done without.
+        event = "storage" if steps is None else "failed"
+        return deliver({"event": event, "kind": "error", "message": str(error)})
+
+
+def _leave_it() -> None:
+    raise _Busy
+
+
+def _attempt(trial: Trial, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work; what is said goes to the log of the trial."""
+    trial.folder.mkdir(exist_ok=True)
     with logged(trial.folder / LOG):
         print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}", flush=True)
         try:
-            if "calibration_steps" in order:
-                return {"event": "calibrated", **_calibrate(trial, order["calibration_steps"], stop_requested)}
-            with artifacts.lock(trial.folder, True, lambda: print("waiting: another process runs this trial")):
-                if read_result(trial.folder) is not None:
-                    return {"event": "done", "result": None}
-                from retlab.sweep.trial import run_trial
-
-                result = run_trial(trial, say=_say, stop_requested=stop_requested)
-                return {"event": "done", "result": result.dump()}
+            return work()
         except Interrupted:
             return {"event": "interrupted"}
-        except UserError as error:
-            kind = "out of memory" if isinstance(error, OutOfMemory) else "error"
+        except StorageFailed as error:
             print(f"error: {error}", flush=True)
-            return {"event": "failed", "kind": kind, "message": str(error)}
+            raise
         except Exception as error:
-            traceback.print_exc()
-            lines = str(error).strip().splitlines() or [""]
-            return {"event": "failed", "kind": "error", "message": f"{type(error).__name__}: {lines[0]}"}
+            if isinstance(error, UserError):
+                print(f"error: {error}", flush=True)
+            else:
+                traceback.print_exc()
+            kind, message = of_error(error)
+            return {"event": "failed", "kind": kind, "message": message}
+
+
+def _train(trial: Trial, stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    from retlab.sweep.trial import run_trial
+
+    return {"event": "done", "result": run_trial(trial, say=_say, stop_requested=stop_requested).dump()}
 
 
 def _say(line: str) -> None:
@@ -111,7 +148,7 @@ def _say(line: str) -> None:
 def _calibrate(trial: Trial, steps: int, stop_requested: Callable[[], bool]) -> dict[str, Any]:
     from retlab.sweep.calibration import measure
 
-    return measure(trial, steps, stop_requested)
+    return {"event": "calibrated", **measure(trial, steps, stop_requested)}
 
 
 @contextlib.contextmanager
@@ -124,8 +161,10 @@ def logged(file: Path) -> Iterator[None]:
         os.dup2(log, 2)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # On a full disk the work has failed before, at a line of its own.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, descriptor in enumerate(kept, start=1):
             os.dup2(descriptor, number)
             os.close(descriptor)
