@@ -7,6 +7,7 @@ runs/<name>/grid_search. Interrupted or killed, the same command goes on with wh
 """
 
 import argparse
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -47,10 +48,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     if options.table:
         _tables(grid)
         return
-    if not (options.skip_invalid or options.plan):
-        refuse_invalid(grid)
+    if not options.plan:
+        refuse_invalid(grid, options.skip_invalid)
     if config.grid_search.engine == "slurm":
-        _submit(grid, options)
+        _submit(grid, command)
         return
     _run(grid, options, stop_requested)
 
@@ -97,23 +98,32 @@ def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], b
 
 
 def _tell_of_failures(grid: Grid) -> None:
-    """Raise a UserError where trials have failed: whoever waits for the sweep is to know."""
+    """Raise a UserError where trials have no result: whoever waits for the sweep is to know."""
     from retlab.sweep.outcomes import read_outcomes
 
-    failed = [outcome for outcome in read_outcomes(grid).values() if outcome.status == "failed"]
+    statuses = [outcome.status for outcome in read_outcomes(grid).values()]
+    failed, missing = statuses.count("failed"), statuses.count("missing")
+    if missing:
+        raise UserError(
+            f"{counted(missing, 'trial')} of {len(grid.trials):,} have no result though they were run, as if somebody"
+            f" had emptied {shown_path(grid.trials_folder)} meanwhile; run the same command again"
+        )
     if failed:
         raise UserError(
-            f"{counted(len(failed), 'trial')} of {len(grid.trials):,} failed, as the lines above say; log.txt in"
+            f"{counted(failed, 'trial')} of {len(grid.trials):,} failed, as the lines above say; log.txt in"
             f" {shown_path(grid.trials_folder)}/<trial> has all of it, and --retry-failed runs failed trials again"
         )
 
 
-def _submit(grid: Grid, options: argparse.Namespace) -> None:
+def _submit(grid: Grid, command: StageCommand) -> None:
     from retlab.sweep.slurm import submit_missing
 
+    options = command.options
     grid.folder.mkdir(parents=True, exist_ok=True)
-    submit_missing(grid, _say, plan_only=options.plan, retry_failed=options.retry_failed)
-    _say(f"follow it with: bash {shown_path(PROJECT_ROOT / 'slurm' / 'status.sh')} {options.config}")
+    submission = submit_missing(grid, _say, plan_only=options.plan, retry_failed=options.retry_failed)
+    if submission is not None:
+        words = shlex.join([str(options.config), *command.overrides])
+        _say(f"follow it with: bash {shown_path(PROJECT_ROOT / 'slurm' / 'status.sh')} {words}")
 
 
 def _run_one(config: ExperimentConfig, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:

@@ -23,7 +23,7 @@ from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
 
-GRID_SEARCH_OPTIONS = ("retry-failed", "skip-invalid")
+GRID_SEARCH_OPTIONS = ("plan", "skip-invalid", "retry-failed", "table")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,14 +61,17 @@ def _sweep(command: StageCommand) -> None:
     """Submit the trials of a sweep that are missing as job arrays."""
     from retlab.sweep.plan import refuse_invalid
     from retlab.sweep.points import make_grid
-    from retlab.sweep.slurm import submit_missing
+    from retlab.sweep.slurm import submit_missing, submit_table
 
     options = command.options
     grid = make_grid(options.config, command.overrides)
-    if not options.skip_invalid:
-        refuse_invalid(grid)
+    if options.table:
+        submit_table(grid, print, given=command.after)
+        return
+    if not options.plan:
+        refuse_invalid(grid, options.skip_invalid)
     grid.folder.mkdir(parents=True, exist_ok=True)
-    submit_missing(grid, print, plan_only=False, retry_failed=options.retry_failed, given=command.after)
+    submit_missing(grid, print, plan_only=options.plan, retry_failed=options.retry_failed, given=command.after)
 
 
 if __name__ == "__main__":

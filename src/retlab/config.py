@@ -82,6 +82,7 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
             path, value = yaml_file.split_override(argument)
             yaml_file.set_value(values, path, value, defaults)
             overridden[path] = argument
+            lines = {key: line for key, line in lines.items() if key[: len(path)] != path}
         except yaml_file.YamlError as error:
             problems.append(f"command line: {error.message}")
     _leave_other_variants(values, overridden)

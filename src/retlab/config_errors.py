@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -41,6 +41,7 @@ _ALLOWED = {
     "less_than_equal": "must be at most {le}",
     "list_type": "must be a list, such as [first, second]",
     "tuple_type": "must be a list, such as [first, second]",
+    "too_short": "must be a list of {min_length} or more",
     "too_long": "must be a list of {max_length} items",
     "path_type": "must be a path",
 }
@@ -177,8 +178,9 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
         choices = _tags(sections_at(root, error["loc"]), tag)
         return (*path, tag), _choice(value.get(tag), choices)
     if kind == "literal_error":
-        sections = sections_at(root, error["loc"][:-1])
-        choices = [choice for one in sections for choice in _literals(one.model_fields, str(error["loc"][-1]))]
+        # An item of a list has its field's choices.
+        *outer, name = [step for step in error["loc"] if not isinstance(step, int)]
+        choices = [choice for one in sections_at(root, outer) for choice in _literals(one.model_fields, str(name))]
         return tuple(path), _choice(value, choices)
     if kind in _SECTION_TYPES:
         what = "nothing" if value is None else shown(value)
@@ -250,7 +252,14 @@ def tag_values(section: type[BaseModel]) -> list[str]:
 
 
 def _literals(fields: Any, key: str) -> list[str]:
-    return [str(value) for value in get_args(fields[key].annotation)] if key in fields else []
+    return [str(value) for value in _plain_arguments(fields[key].annotation)] if key in fields else []
+
+
+def _plain_arguments(annotation: Any) -> list[Any]:
+    """The values of a Literal, also of the items of a list."""
+    if get_origin(annotation) is list:
+        return _plain_arguments(*get_args(annotation))
+    return list(get_args(annotation))
 
 
 def _tags(sections: list[type[BaseModel]], tag: str) -> list[str]:

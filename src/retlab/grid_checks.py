@@ -75,10 +75,12 @@ def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]
     field = section.model_fields[name]
     kind: Any = Annotated[field.annotation, field]
     try:
-        TypeAdapter(kind).validate_python(value)
+        taken = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         errors = [{**one, "loc": (*location, *one["loc"])} for one in error.errors(include_url=False)]
         return [problem.message for problem in explain(errors, values, root)]
+    if isinstance(value, str) and isinstance(taken, int | float):
+        return [f"found the text {shown(value)}; write it without quotes"]
     return []
 
 
@@ -111,6 +113,8 @@ def _rule_errors(path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]]
             hint = f"; the nearest is '{close[0]}'" if close else ""
             yield Problem((*path, key), f"this is no axis of the grid{hint}")
             continue
+        if wanted == []:
+            yield Problem((*path, key), "found []; must be a value of the axis, or a list of them")
         for value in wanted if isinstance(wanted, list) else [wanted]:
             if value not in axes[key]:
                 yield Problem((*path, key), f"found {shown(value)}; the axis has the values {shown(axes[key])}")

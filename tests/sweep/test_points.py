@@ -12,6 +12,7 @@ from retlab.artifacts import MANIFEST, read_json, write_json
 from retlab.config import load_config
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
+from retlab.sweep.plan import refuse_invalid
 from retlab.sweep.points import make_grid
 
 AXES = {"train.learning_rate": [1e-3, 1e-2], "model.hidden_size": [16, 32]}
@@ -68,6 +69,25 @@ def test_invalid_points_are_listed_with_their_reason(folder: Path) -> None:
     assert "num_attention_heads" in bad.problem
 
 
+def test_invalid_points_are_refused_and_skipped_where_others_are_left(folder: Path) -> None:
+    some = make_grid(write(folder, axes={"model.num_attention_heads": [2, 3]}), [])
+    with pytest.raises(UserError, match=r"point 2 \(model.num_attention_heads=3\)(.|\n)*--skip-invalid"):
+        refuse_invalid(some, skip=False)
+    refuse_invalid(some, skip=True)
+    with pytest.raises(UserError, match="2 points of 2 cannot be run; mend the axes"):
+        refuse_invalid(make_grid(write(folder, axes={"model.num_attention_heads": [3, 5]}), []), skip=True)
+
+
+def test_rules_that_leave_nothing_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="exclude leaves no point"):
+        make_grid(write(folder, exclude=[{"train.learning_rate": [1e-3, 1e-2]}]), [])
+
+
+def test_missing_inputs_name_the_stage_that_makes_them(folder: Path) -> None:
+    with pytest.raises(UserError, match="missing or unfinished.*04_tokenize_data"):
+        make_grid(write(folder), ["data.tokens_folder=nowhere"])
+
+
 def test_a_point_where_no_width_fits_names_the_architecture(folder: Path) -> None:
     axes = {"model.intermediate_size": [1]}
     grid = make_grid(write(folder, axes=axes, architectures=["transformer", "retnet"]), [])
@@ -97,6 +117,13 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
 @pytest.mark.parametrize(
     ("grid_search", "sentences"),
     [
+        ({"axes": {"train.learning_rate": ["0.1"]}}, ["found the text '0.1'; write it without quotes"]),
+        ({"seeds": []}, ["grid_search.seeds: found []; must be a list of 1 or more"]),
+        (
+            {"architectures": ["retnet", "transfomer"]},
+            ["found 'transfomer'; allowed are", "did you mean 'transformer'"],
+        ),
+        ({"exclude": [{"model.hidden_size": []}]}, ["found []; must be a value of the axis, or a list of them"]),
         ({"axes": {"train.lerning_rate": [1]}}, ["grid_search.axes.train.lerning_rate", "train.learning_rate"]),
         ({"axes": {"train.learning_rate": []}}, ["grid_search.axes.train.learning_rate", "found []"]),
         ({"axes": {"train.learning_rate": [1e-3, 2e-3, 1e-3]}}, ["0.001", "twice"]),

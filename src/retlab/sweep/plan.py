@@ -72,15 +72,16 @@ def make_plan(grid: Grid, retry_failed: bool) -> Plan:
     return Plan(grid, finished, failed, missing)
 
 
-def refuse_invalid(grid: Grid) -> None:
-    """Raise a UserError that lists the points that cannot be run."""
+def refuse_invalid(grid: Grid, skip: bool) -> None:
+    """Raise a UserError that lists the points that cannot be run; with `skip` only where there are no others."""
     invalid = [point for point in grid.points if point.problem]
-    if invalid:
+    if invalid and (not skip or len(invalid) == len(grid.points)):
+        rest = "" if skip else ", or run the rest with --skip-invalid"
         lines = [f"point {point.number} ({_named(point.values)}): {point.problem}" for point in invalid]
         raise UserError(
             "\n".join(lines)
-            + f"\n{counted(len(invalid), 'point')} of {len(grid.points):,} cannot be run; mend the axes, leave them out"
-            " with grid_search.exclude, or run the rest with --skip-invalid"
+            + f"\n{counted(len(invalid), 'point')} of {len(grid.points):,} cannot be run; mend the axes or leave them"
+            f" out with grid_search.exclude{rest}"
         )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from retlab.artifacts import fingerprint
+from retlab.artifacts import fingerprint, read_manifest
 from retlab.config import ExperimentConfig, load_config
 from retlab.config_model import resolve_model, vocabulary_size
 from retlab.errors import UserError
 from retlab.grid_checks import axis_keys
+from retlab.section import script, shown_path
 from retlab.sweep.grid import Grid, Point, Trial
 from retlab.upstream import train_settings
 
@@ -36,6 +37,8 @@ def make_grid(file: Path, overrides: Sequence[str]) -> Grid:
     keys = list(section.axes)
     combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*section.axes.values())]
     kept = [values for values in combinations if not any(_fits(values, rule) for rule in section.exclude)]
+    if not kept:
+        raise UserError("grid_search.exclude leaves no point of the grid; take out a rule, or values of one")
     count = len(kept) * len(section.architectures) * len(section.seeds)
     if count > section.max_trials:
         raise UserError(
@@ -151,6 +154,13 @@ def input_identity(config: ExperimentConfig) -> dict[str, str]:
         "test shards": config.data.shards_folder("test"),
         "tokenizer": config.tokenizer.folder,
     }
+    for name, folder in folders.items():
+        if read_manifest(folder) is None:
+            stage = "train_tokenizer" if name == "tokenizer" else "tokenize_data"
+            raise UserError(
+                f"{shown_path(folder)} is missing or unfinished, and a sweep needs it; run {script(stage)} with this"
+                " configuration"
+            )
     return {name: fingerprint(folder) for name, folder in folders.items()}
 
 

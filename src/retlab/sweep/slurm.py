@@ -94,12 +94,12 @@ def submit_sweep(
             submission = Submission(arrays=[*submission.arrays, array])
             write_submission(folder, submission)
             say(f"submitted {len(trials)} trials: job array {array.job}, {_at_a_time(grid, trials)} at a time")
-        submission = Submission(arrays=submission.arrays, table=_submit_table(grid, submission, given))
+        table = submit_table(grid, say, after=submission, given=given)
+        submission = Submission(arrays=submission.arrays, table=table)
         write_submission(folder, submission)
     except BaseException:
         sbatch.cancel([array.job for array in submission.arrays])
         raise
-    say(f"submitted the table: job {submission.table}, after them")
     say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
     for line in _what_waits(submission):
         say(line)
@@ -138,11 +138,20 @@ def _submit_array(
     return TrialArray(job=job, name=name, file=file.name, log=log.replace("%%", "%"))
 
 
-def _submit_table(grid: Grid, submission: Submission, given: Sequence[str]) -> int:
+def submit_table(
+    grid: Grid, say: Callable[[str], None], *, after: Submission | None = None, given: Sequence[str] = ()
+) -> int:
+    """Submit the job that makes the tables, after the arrays of a submission where there is one; its number.
+
+    Raises:
+        UserError: sbatch is not here, or Slurm refuses.
+    """
     name = f"table-{grid.config.name}"
     log = f"{_percents(notes_folder(grid.config))}/table-%j.log"
-    words = [f"--dependency=afterany:{':'.join(str(array.job) for array in submission.arrays)}"]
-    return _submit(grid, "table", name, log, words, ["--table"], _independent(given))
+    words = [f"--dependency=afterany:{':'.join(str(array.job) for array in after.arrays)}"] if after else []
+    job = _submit(grid, "table", name, log, words, ["--table"], _independent(given) if after else given)
+    say(f"submitted the table: job {job}" + (", after them" if after else ""))
+    return job
 
 
 def _submit(
