@@ -1,6 +1,7 @@
 """What can be wrong with `grid_search.axes` and `exclude` before any point is looked at."""
 
 import difflib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,8 @@ def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]
         return misread
     field = section.model_fields[name]
     kind: Any = Annotated[field.annotation, field]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"found {shown(value)}; must be a finite number"]
     try:
         taken = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

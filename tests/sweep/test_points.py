@@ -118,6 +118,7 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
     ("grid_search", "sentences"),
     [
         ({"axes": {"train.learning_rate": ["0.1"]}}, ["found the text '0.1'; write it without quotes"]),
+        ({"axes": {"train.learning_rate": [float("inf")]}}, ["found .inf; must be a finite number"]),
         ({"seeds": []}, ["grid_search.seeds: found []; must be a list of 1 or more"]),
         (
             {"architectures": ["retnet", "transfomer"]},
