@@ -178,10 +178,8 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
         choices = _tags(sections_at(root, error["loc"]), tag)
         return (*path, tag), _choice(value.get(tag), choices)
     if kind == "literal_error":
-        # An item of a list has its field's choices.
-        *outer, name = [step for step in error["loc"] if not isinstance(step, int)]
-        choices = [choice for one in sections_at(root, outer) for choice in _literals(one.model_fields, str(name))]
-        return tuple(path), _choice(value, choices)
+        found, choices = _choices(error["loc"], value, root)
+        return tuple(path), _choice(found, choices)
     if kind in _SECTION_TYPES:
         what = "nothing" if value is None else shown(value)
         keys = list(dict.fromkeys(name for one in sections_at(root, error["loc"]) for name in one.model_fields))
@@ -197,6 +195,18 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
     if kind == "value_error" and (isinstance(value, dict) or message.startswith(f"found {shown(value)}")):
         return tuple(path), message
     return tuple(path), f"found {shown(value)}; {message}"
+
+
+def _choices(location: Sequence[str | int], value: Any, root: type[BaseModel]) -> tuple[Any, list[str]]:
+    """What is not among the choices at the location of an error, and the choices."""
+    steps = [str(step) for step in location if not isinstance(step, int)]
+    if steps[-1] == "[key]":
+        *outer, name, value, _ = steps
+        fields = [one.model_fields[name].annotation for one in sections_at(root, outer) if name in one.model_fields]
+        return value, [str(choice) for kind in fields for choice in get_args(get_args(kind)[0])]
+    # An item of a list has its field's choices.
+    *outer, name = steps
+    return value, [choice for one in sections_at(root, outer) for choice in _literals(one.model_fields, name)]
 
 
 def _choice(value: Any, choices: Sequence[str]) -> str:

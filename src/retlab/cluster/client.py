@@ -19,12 +19,17 @@ def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     Raises:
         UserError: it is not installed here.
     """
-    if not installed(command[0]):
+    require(command[0])
+    return subprocess.run(command, capture_output=True, text=True, env=outer_environment(), errors="replace")
+
+
+def require(program: str) -> None:
+    """Raise a UserError where one of Slurm's programs is not here."""
+    if not installed(program):
         raise UserError(
-            f"{command[0]} is not installed here, or not in PATH: run this on a login node of a Slurm cluster,"
+            f"{program} is not installed here, or not in PATH: run this on a login node of a Slurm cluster,"
             " or use the script of the same number in scripts/, which needs no cluster"
         )
-    return subprocess.run(command, capture_output=True, text=True, env=outer_environment(), errors="replace")
 
 
 def outer_environment() -> dict[str, str]:

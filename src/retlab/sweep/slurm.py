@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retlab import artifacts
 from retlab.cluster import queue, sbatch
-from retlab.cluster.client import call
+from retlab.cluster.client import call, require
 from retlab.cluster.notes import JobNote, keep_config, notes_folder, write_note
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT, shown_path
@@ -40,6 +40,8 @@ def submit_missing(
     from retlab.sweep.local import claim
     from retlab.sweep.plan import make_plan
 
+    if not plan_only:
+        require("sbatch")
     claim(grid)
     for line in make_plan(grid, retry_failed).lines():
         say(line)
@@ -75,12 +77,15 @@ def submit_sweep(
     Raises:
         UserError: sbatch is not here, or Slurm refuses; then nothing of this submission is left in the queue.
     """
-    live = {task.trial for task in tasks(grid.config) if task.is_live}
+    queued = [task for task in tasks(grid.config) if task.is_live]
+    live = {task.trial for task in queued}
     missing = missing_trials(grid, retry_failed)
     wanted = [trial for trial in missing if trial.id not in live]
     waiting = len(missing) - len(wanted)
     if waiting:
-        say(f"{waiting} of the missing trials are in the queue already")
+        say(f"{waiting} of the missing trials are in the queue already; scancel takes jobs out of it")
+        for line in _what_waits(sorted({task.array.job for task in queued})):
+            say(line)
     if not wanted:
         return Submission() if waiting else None
     folder = new_submission(grid.config)
@@ -101,7 +106,7 @@ def submit_sweep(
         sbatch.cancel([array.job for array in submission.arrays])
         raise
     say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
-    for line in _what_waits(submission):
+    for line in _what_waits([array.job for array in submission.arrays]):
         say(line)
     return submission
 
@@ -179,10 +184,10 @@ def _percents(folder: Path) -> str:
     return str(folder).replace("%", "%%")
 
 
-def _what_waits(submission: Submission) -> list[str]:
+def _what_waits(arrays: Sequence[int]) -> list[str]:
     """A line for an array that Slurm already says will not start by waiting alone."""
     try:
-        found = queue.jobs([array.job for array in submission.arrays])
+        found = queue.jobs(arrays)
     except UserError:
         return []
     reasons = {(job.id, job.reason): queue.trouble(job.reason) for job in found if job.state == "PENDING"}
