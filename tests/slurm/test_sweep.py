@@ -1,12 +1,18 @@
-"""A sweep's job arrays on a real Slurm, with trials that only wait and write a result."""
+"""A sweep's job arrays on a real Slurm: most trials only wait and write a result."""
 
+import csv
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from tests.forked import Script
+from tests.slurm.experiments import script
 from tests.slurm.private import MAX_ARRAY_SIZE, PrivateSlurm
+from tests.training.experiment import make_config, make_inputs
 
 from retlab.cluster import queue
 from retlab.cluster_settings import ClusterSection
@@ -134,3 +140,31 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     slurm.wait(*[array.job for array in third.arrays], third.table or 0)
     assert all(read_result(trial.folder) is not None for trial in grid.trials)
     assert submit_sweep(grid, lines.append, retry_failed=True) is None
+
+
+def cells(folder: Path, table: str) -> list[dict[str, str]]:
+    """A table without what differs from run to run."""
+    volatile = ("seconds", "tokens_per_second", "energy", "emissions", "started", "ended", "folder")
+    with open(folder / "grid_search" / table, newline="") as file:
+        return [
+            {key: row[key] for key in row if not any(word in key for word in volatile)} for row in csv.DictReader(file)
+        ]
+
+
+def test_an_array_leaves_the_tables_of_a_sweep_on_one_machine(slurm: PrivateSlurm, tmp_path: Path) -> None:
+    make_inputs(tmp_path)
+    shutil.copytree(tmp_path / "tokens" / "validation", tmp_path / "tokens" / "test")
+    file = make_config(tmp_path, "local", max_steps=6, micro_batch_size=8)
+    grid_search = {"axes": {"train.learning_rate": [1e-2]}, "seeds": [5], "similarity_windows": 2, "workers": 2}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"grid_search": grid_search}))
+    trials = f"grid_search.trials_folder={tmp_path}/others"
+    answer = script(PROJECT_ROOT, "07_grid_search.sh", str(file), "name=cluster", trials, "cluster.cpus=1")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    process = Script(PROJECT_ROOT / "src" / "grid_search.py", str(file), OMP_NUM_THREADS="1")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    slurm.wait()
+    for table in ("grid_search.csv", "trials.csv"):
+        rows = [cells(tmp_path / "runs" / name, table) for name in ("cluster", "local")]
+        assert rows[0] == rows[1], slurm.report()
+        assert rows[0]

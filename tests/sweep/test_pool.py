@@ -1,10 +1,15 @@
-"""Workers are there before there is work for all of them."""
+"""Workers: when they start, and what their reports lead to."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.sweep.made_trials import make_grid
 
+from retlab.errors import StorageFailed
+from retlab.sweep.grid import Trial
 from retlab.sweep.plan import Calibration
 from retlab.sweep.pool import Pool
 
@@ -25,3 +30,76 @@ def test_all_workers_start_although_the_first_work_is_for_one(tmp_path: Path, mo
         assert places == [0, 1, 2]
         assert not pool.run(trials, Calibration())
     assert places == [0, 1, 2]
+
+
+# In place of a worker: what becomes of a trial is read from a file of its name, a line each time it is ordered; between
+# a report and the next order comes the word that it was written down. A signal interrupts what waits.
+STAND_IN = """
+import json, pathlib, signal, sys, time
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+print('{"event": "ready"}', flush=True)
+for line in sys.stdin:
+    trial = json.loads(line)["trial"]["id"]
+    with open("given", "a") as file:
+        file.write(trial + "\\n")
+    script = pathlib.Path(trial)
+    lines = script.read_text().splitlines()
+    script.write_text("\\n".join(lines[1:]))
+    if lines[0] == "wait":
+        end = time.monotonic() + 5
+        while not stopped and time.monotonic() < end:
+            time.sleep(0.01)
+        lines[0] = "interrupted" if stopped else "done"
+    report = {"event": lines[0], "message": "the disk is full", "result": {}}
+    print(json.dumps(report), flush=True)
+    assert json.loads(sys.stdin.readline()) == {"kept": True}
+"""
+
+
+class Told:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def __getattr__(self, event: str) -> Any:
+        return lambda *words: self.events.append((event, words[0].id)) if words else None
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """Six trials, whose workers do what their scripts say."""
+    start = subprocess.Popen
+
+    def popen(_command: list[str], **words: Any) -> Any:
+        return start([sys.executable, "-c", STAND_IN], **{**words, "cwd": tmp_path})
+
+    monkeypatch.setattr("retlab.sweep.pool.subprocess.Popen", popen)
+    monkeypatch.setattr("retlab.sweep.pool._BUSY_SECONDS", 0.05)
+    trials = make_grid(tmp_path, axes={"train.learning_rate": [0.1, 0.2, 0.3]}, seeds=[0]).trials
+    trials[0].folder.parent.mkdir(parents=True)
+    for trial in trials:
+        (tmp_path / trial.id).write_text("done")
+    return trials
+
+
+def test_what_another_process_runs_is_looked_at_again(tmp_path: Path, scripted: list[Trial]) -> None:
+    first, *others = [trial.id for trial in scripted]
+    (tmp_path / first).write_text("busy\nbusy\ndone")
+    told = Told()
+    with Pool([{}], None, lambda: False, tmp_path) as pool:
+        assert pool.run(scripted, told)
+    assert [name for event, name in told.events if event == "done"][:2] == others[:2]
+    assert sorted(name for event, name in told.events if event == "done") == sorted([first, *others])
+    assert told.events.count(("busy", first)) == 2
+
+
+def test_files_that_cannot_be_written_stop_all(tmp_path: Path, scripted: list[Trial]) -> None:
+    (tmp_path / scripted[0].id).write_text("wait")
+    (tmp_path / scripted[1].id).write_text("storage")
+    told = Told()
+    with Pool([{}, {}], None, lambda: False, tmp_path) as pool, pytest.raises(StorageFailed, match="the disk is full"):
+        pool.run(scripted, told)
+    assert sorted((tmp_path / "given").read_text().split()) == sorted(trial.id for trial in scripted[:2])
+    assert {event for event, _ in told.events} == {"started", "interrupted"}
