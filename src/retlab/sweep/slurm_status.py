@@ -58,6 +58,6 @@ def _state(config: ExperimentConfig, task: Task) -> str:
 def _last_words(config: ExperimentConfig, task: Task, state: str) -> list[str]:
     failure = read_failure(_folder_of(config, task.trial))
     name = f"{task.array.job}_{task.index}"
-    why = failure.sentence if failure else f"{state}: cancelled, killed, or its time limit"
+    why = failure.sentence if failure else f"{state}: cancelled, killed, at its time limit, or as its log says"
     lines = last_lines(task.log, _LOG_LINES)
     return [f"{task.trial} (job {name}): {why}; {shown_path(task.log)}", *(f"  {line}" for line in lines)]
