@@ -50,6 +50,9 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command = ["bash", str(clone / "scripts" / "quickstart.sh"), *TINY]
             answer = subprocess.run(command, capture_output=True, text=True, cwd=shared, env=kept)
             assert answer.returncode == 0, answer.stdout + answer.stderr
+            # Looked at here: later the tests of other processes use these folders.
+            left = [file for name in ("data", "runs") for file in (clone / name).rglob(".*")]
+            assert not left, "something unfinished or a lock is left"
             printed.write_text(answer.stdout)
     return clone
 
