@@ -11,6 +11,8 @@ ruff check src tests
 ruff format --check src tests
 mypy
 # One torch thread for each of the test processes: they run side by side. (nproc would count OMP_NUM_THREADS.)
-workers=$(env -u OMP_NUM_THREADS nproc)
+processors=$(env -u OMP_NUM_THREADS nproc)
+# Half as many again: tests of jobs, kills and signals wait for half of their time.
+workers=$((processors + (processors + 1) / 2))
 export OMP_NUM_THREADS=1
 exec python -m pytest -n "$workers" --dist worksteal "$@"
