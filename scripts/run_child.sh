@@ -11,8 +11,8 @@ run_child() {
   "$@" &
   child=$!
   set +m
-  # A signal that came before there was a child.
-  [ -z "$early" ] || kill -"$early" "$child" 2>/dev/null || true
+  # A signal that came before there was a child, which in its first moment would swallow it.
+  [ -z "$early" ] || { sleep 0.5 && kill -"$early" "$child" 2>/dev/null; } || true
   while :; do
     signalled=
     code=0

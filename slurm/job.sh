@@ -79,6 +79,8 @@ _run() {
   fi
   env "${job_variables[@]}" "${launcher[@]}" bash "$job_root/scripts/run_stage.sh" "$job_stage" "${job_words[@]}" &
   job_child=$!
+  # A signal that came while there was no child yet. In its first moment a child of bash would swallow it.
+  [ -z "$job_told" ] || { sleep 0.5 && _hand_on "$job_told"; }
   _wait
 }
 

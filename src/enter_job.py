@@ -35,13 +35,16 @@ def main() -> None:
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
     job = int(os.environ["SLURM_ARRAY_JOB_ID" if index else "SLURM_JOB_ID"])
     task = task_name(job, int(index) if index else None)
-    files = [word for word in words if "=" not in word and not word.startswith("-")]
-    if not files:
+    # As the stages have it, the first word that is no option; it may hold any character.
+    file = next((word for word in words if not word.startswith("-")), None)
+    if file is None:
         raise UserError("command line: CONFIG is missing; name the experiment's YAML file")
-    config = load_config(files[0], [word for word in words if "=" in word and not word.startswith("-")])
+    rest = list(words)
+    rest.remove(file)
+    config = load_config(file, [word for word in rest if "=" in word and not word.startswith("-")])
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    rest = [word for word in words if word != files[0] and (word.startswith("-") or "=" not in word)]
-    if Path(files[0]).absolute().parent != notes_folder(config):
+    rest = [word for word in rest if word.startswith("-") or "=" not in word]
+    if Path(file).absolute().parent != notes_folder(config):
         # Submitted by the user's own sbatch.
         config, rest = _begin(config, stage, job, rest, now)
     if stage == "tokenize_data" and index and not set(rest) & set(SPLITS):

@@ -133,7 +133,7 @@ def _run_one(config: ExperimentConfig, options: argparse.Namespace, stop_request
     if options.trials is None:
         raise UserError("command line: --task needs --trials FILE, the list that its number counts in")
     trial = read_trial(options.trials, options.task)
-    run_alone(trial, config.grid_search.trial_timeout, stop_requested, _say)
+    run_alone(trial, config.grid_search.trial_timeout, options.retry_failed, stop_requested, _say)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,16 @@ for i in $(seq 400); do sleep 0.05; done
 SCONTROL = '#!/bin/bash\necho "$@" >> {folder}/scontrol\n{refusal}\n'
 
 
-def start(folder: Path, code: int = 75, refusal: str = "", **variables: str) -> "subprocess.Popen[str]":
+# Bash runs this before every command.
+SIGNAL_BEFORE_THE_CHILD_IS_KNOWN = """\
+set -o functrace
+trap '[[ $BASH_COMMAND$FUNCNAME != "job_child=\\$!_run" ]] || kill -USR1 $$' DEBUG
+"""
+
+
+def start(
+    folder: Path, code: int = 75, refusal: str = "", before: str = "", **variables: str
+) -> "subprocess.Popen[str]":
     """A job in a checkout of stand-ins."""
     for name in ("slurm", "scripts", "bin"):
         (folder / name).mkdir()
@@ -38,7 +47,7 @@ def start(folder: Path, code: int = 75, refusal: str = "", **variables: str) -> 
     )
     (folder / "bin" / "scontrol").write_text(SCONTROL.format(folder=folder, refusal=refusal))
     (folder / "bin" / "scontrol").chmod(0o755)
-    (folder / "job").write_text(f'. {folder}/slurm/job.sh\nrun_as_job train_model "$@"\n')
+    (folder / "job").write_text(f'. {folder}/slurm/job.sh\n{before}run_as_job train_model "$@"\n')
     changed = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **variables}
     command, merged = ["bash", str(folder / "job"), "one.yaml"], subprocess.STDOUT
     return subprocess.Popen(command, env=changed, stdout=subprocess.PIPE, stderr=merged, text=True)
@@ -63,6 +72,12 @@ def test_told_to_leave_it_goes_back_into_the_queue(tmp_path: Path) -> None:
     assert "requeue 3 of at most 3" in text
     assert (note["code"], note["outcome"], job.returncode) == (75, "requeued", 75)
     assert (tmp_path / "called").read_text() == "train_model one.yaml --force\na b, $c\n"
+
+
+def test_a_signal_as_the_stage_is_started_reaches_it(tmp_path: Path) -> None:
+    job = start(tmp_path, before=SIGNAL_BEFORE_THE_CHILD_IS_KNOWN)
+    text, _ = job.communicate(timeout=15)
+    assert (tmp_path / "scontrol").read_text() == "requeue 7\n", text
 
 
 def test_a_task_of_an_array_is_requeued_alone(tmp_path: Path) -> None:

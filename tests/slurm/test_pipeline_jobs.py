@@ -27,17 +27,19 @@ def _jobs(folder: Path) -> dict[str, int]:
 
 
 def test_the_whole_chain_runs(slurm: PrivateSlurm, tmp_path: Path) -> None:
-    (tmp_path / "chain.yaml").write_text(CONFIG.format(folder=tmp_path))
-    answer = script(PROJECT_ROOT, "submit_pipeline.sh", "chain.yaml", *TINY, cwd=tmp_path)
+    folder = tmp_path / "rate=1"
+    folder.mkdir()
+    (folder / "chain.yaml").write_text(CONFIG.format(folder=folder))
+    answer = script(PROJECT_ROOT, "submit_pipeline.sh", "chain.yaml", *TINY, cwd=folder)
     assert answer.returncode == 0, answer.stderr
-    jobs = _jobs(tmp_path)
-    again = script(PROJECT_ROOT, "05_train_model.sh", "chain.yaml", *TINY, cwd=tmp_path)
+    jobs = _jobs(folder)
+    again = script(PROJECT_ROOT, "05_train_model.sh", "chain.yaml", *TINY, cwd=folder)
     assert (again.returncode, "in the queue already" in again.stderr) == (2, True), again.stderr
     ended = slurm.wait(*jobs.values(), timeout=300)
     assert len(ended) == 8
     assert {job["JobState"] for job in ended} == {"COMPLETED"}, slurm.report(*jobs.values())
-    assert (tmp_path / "runs" / "chain" / "results.json").is_file()
-    status = script(PROJECT_ROOT, "status.sh", "chain.yaml", *TINY, cwd=tmp_path)
+    assert (folder / "runs" / "chain" / "results.json").is_file()
+    status = script(PROJECT_ROOT, "status.sh", "chain.yaml", *TINY, cwd=folder)
     assert status.stdout.count(" done ") == 8, status.stdout
     assert "all stages are done" in status.stdout
 

@@ -28,7 +28,7 @@ def run_trial(trial, **_):
 
 alone.run_trial = run_trial
 trial = read_trial(pathlib.Path(sys.argv[1]), 0)
-run_command(lambda: alone.run_alone(trial, 1.0, lambda: False, print), "")
+run_command(lambda: alone.run_alone(trial, 1.0, False, lambda: False, print), "")
 """
 
 
@@ -56,3 +56,6 @@ def test_what_ends_a_trial_is_a_sentence(tmp_path: Path, trial: Trial, what: str
     assert answer.stderr.count("error:") == 1
     failure = read_failure(trial.folder)
     assert (failure and failure.kind) == kind
+    # A job that is put back into the queue begins with this.
+    again = subprocess.run([*command[:-1], "SIGKILL"], capture_output=True, text=True)
+    assert said in again.stderr if kind else "SIGKILL" in again.stderr

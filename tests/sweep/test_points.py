@@ -112,6 +112,12 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
     assert not ids() & before, "another test split"
     write_json(manifest, kept)
     assert ids() == before
+    weights = folder / "base" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"1")
+    from_base = ids(f"train.init_from={folder}/base")
+    weights.write_bytes(b"22")
+    assert not ids(f"train.init_from={folder}/base") & from_base, "other weights to begin with"
 
 
 @pytest.mark.parametrize(

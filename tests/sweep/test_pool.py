@@ -41,6 +41,7 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 print('{"event": "ready"}', flush=True)
 for line in sys.stdin:
     trial = json.loads(line)["trial"]["id"]
+    print('{"event": "taken"}', flush=True)
     with open("given", "a") as file:
         file.write(trial + "\\n")
     script = pathlib.Path(trial)
@@ -52,7 +53,11 @@ for line in sys.stdin:
             time.sleep(0.01)
         lines[0] = "interrupted" if stopped else "done"
     report = {"event": lines[0], "message": "the disk is full", "result": {}}
+    if lines[0] == "gone":
+        report["event"] = "done"
     print(json.dumps(report), flush=True)
+    if lines[0] == "gone":
+        sys.exit(3)
     assert json.loads(sys.stdin.readline()) == {"kept": True}
 """
 
@@ -93,6 +98,16 @@ def test_what_another_process_runs_is_looked_at_again(tmp_path: Path, scripted: 
     assert [name for event, name in told.events if event == "done"][:2] == others[:2]
     assert sorted(name for event, name in told.events if event == "done") == sorted([first, *others])
     assert told.events.count(("busy", first)) == 2
+
+
+def test_a_worker_that_ends_after_its_report_costs_no_other_trial(tmp_path: Path, scripted: list[Trial]) -> None:
+    for trial in scripted[:3]:
+        (tmp_path / trial.id).write_text("gone")
+    told = Told()
+    with Pool([{}], None, lambda: False, tmp_path) as pool:
+        assert pool.run(scripted, told)
+    assert sorted(name for event, name in told.events if event == "done") == sorted(trial.id for trial in scripted)
+    assert "failed" not in dict(told.events)
 
 
 def test_files_that_cannot_be_written_stop_all(tmp_path: Path, scripted: list[Trial]) -> None:

@@ -203,6 +203,17 @@ def test_nothing_has_run(tmp_path: Path) -> None:
     assert "4 missing" in said
 
 
+def test_one_lucky_seed_does_not_compete_with_a_mean_over_all(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, {"train.learning_rate": [1e-3, 1e-2]}, seeds=[0, 1])
+    finish_all(grid, lambda *_: (4.0, 4.0))
+    lucky, unlucky = (trial_at(grid, 1, "retnet", seed) for seed in (0, 1))
+    finish(lucky, 3.0)
+    (unlucky.folder / "result.json").unlink()
+    fail(unlucky)
+    rows, *_ = tables(grid)
+    assert [row["retnet_best_by_validation"] for row in rows] == ["", "yes"]
+
+
 def test_the_test_loss_takes_no_part_in_the_choice(tmp_path: Path) -> None:
     grid = make_grid(tmp_path, {"train.learning_rate": [1e-3, 1e-2, 1e-1]})
     losses = {1: (4.2, 3.0), 2: (4.0, 4.5), 3: (4.1, 3.5)}
@@ -299,14 +310,14 @@ def test_the_summary(tmp_path: Path) -> None:
         grid,
         lambda number, architecture, seed: (4 + number / 9 + seed / 70, 4 + number / 9 + seed / 70 + len(architecture)),
     )
-    for number in range(1, 11):
+    for number in range(1, 12):
         fail(trial_at(grid, number, "retnet", 1), "a very long reason " * 20)
         (trial_at(grid, number, "retnet", 1).folder / "result.json").unlink()
     diverge(trial_at(grid, 11, "transformer", 1))
     _, _, said = tables(grid)
     # A path is as long as it is.
     assert max(len(line) for line in said.splitlines() if not line.startswith("Where everything")) <= WIDTH < 100
-    assert "12 points (1 invalid), 44 trials: 33 finished, 1 diverged, 10 failed" in said
+    assert "12 points (1 invalid), 44 trials: 32 finished, 1 diverged, 11 failed" in said
     named = [line for line in said.splitlines() if line.startswith(("retnet  ", "transformer  "))]
     best = {line.split()[0]: line for line in named}
     assert "*" in best["retnet"]
@@ -317,7 +328,7 @@ def test_the_summary(tmp_path: Path) -> None:
     assert "lower test loss: retnet at 11, transformer at 0 of 11 points (10 by one seed alone, 1 by div" in text
     assert "Energy of a trial: share of the host's." in text
     assert "out of memory: a very long reason" in said
-    assert "and 2 more" in said
+    assert "and 3 more" in said
     assert "--retry-failed" in said
     assert "point 11, transformer, seed 1: the loss of step 7 is not finite" in said
     assert "point 12: no width fits" in said

@@ -98,16 +98,16 @@ def _result(remote: Remote, future: "Future", what: str) -> Any:
         raise UserError(
             f"the connection to the scheduler of {remote.name} is lost; see that it runs and run the same command again"
         )
-    error = future.exception() if future.status == "error" else None
-    if isinstance(error, KilledWorker):
+    try:
+        if future.status == "error" and (error := future.exception()) is not None:
+            raise error
+        kind, value = _gathered(remote, future)
+    except KilledWorker:
         raise UserError(
             f"{remote.name}: every worker that worked on {what} was lost, so that it is given up; their last words are"
             f" in {remote.logs}; if memory is what they lack, ask for more (cluster.memory) or fewer processes"
             " (data.dask_workers)"
-        )
-    if error is not None:
-        raise error
-    kind, value = _gathered(remote, future)
+        ) from None
     if kind == "problem":
         raise UserError(f"{remote.name}: {value}")
     return pickle.loads(value)
@@ -120,6 +120,9 @@ def _gathered(remote: Remote, future: "Future") -> tuple[str, Any]:
             kind, value = future.result(timeout=_GATHER_SECONDS)
             return kind, value
         except TimeoutError:
+            # The task's own, such as a network drive's.
+            if future.status == "error":
+                raise
             remote.check()
 
 

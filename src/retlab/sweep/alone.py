@@ -20,7 +20,11 @@ _LOOK_SECONDS = 0.2
 
 
 def run_alone(
-    trial: Trial, timeout: float | None, stop_requested: Callable[[], bool], say: Callable[[str], None]
+    trial: Trial,
+    timeout: float | None,
+    retry_failed: bool,
+    stop_requested: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> None:
     """Run a trial to its result, unless it is there; the energy of the process is the trial's.
 
@@ -30,6 +34,7 @@ def run_alone(
     Args:
         trial: what to run.
         timeout: seconds after which it is given up; None never does.
+        retry_failed: whether to run a trial again that has failed.
         stop_requested: becomes true when it should save and leave.
         say: prints a line for people.
 
@@ -48,7 +53,7 @@ def run_alone(
         os.close(heard)
         os.close(kept)
         threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-        _run_locked(trial, stop_requested, say, lambda: os.write(begun, b"."))
+        _run_locked(trial, retry_failed, stop_requested, say, lambda: os.write(begun, b"."))
         return
     os.close(begun)
     os.close(alive)
@@ -60,6 +65,9 @@ def run_alone(
     else:
         if code != EXIT_OK:
             raise SystemExit(code if code > 0 else 128 - code)
+        return
+    if read_result(trial.folder) is not None:
+        # Killed or crashed after its work.
         return
     keep_failure(trial, kind, message)
     raise UserError(message)
@@ -90,7 +98,11 @@ def _supervise(child: int, heard: int, timeout: float | None, stop_requested: Ca
 
 
 def _run_locked(
-    trial: Trial, stop_requested: Callable[[], bool], say: Callable[[str], None], on_start: Callable[[], object]
+    trial: Trial,
+    retry_failed: bool,
+    stop_requested: Callable[[], bool],
+    say: Callable[[str], None],
+    on_start: Callable[[], object],
 ) -> None:
     waited = threading.Event()
 
@@ -104,7 +116,8 @@ def _run_locked(
             say(f"up to date: {trial.id}")
             return
         failure = read_failure(trial.folder)
-        if waited.is_set() and failure is not None:
+        # What failed while this process waited has been tried again.
+        if failure is not None and (waited.is_set() or not retry_failed):
             raise UserError(failure.sentence)
         on_start()
         _run(trial, say, stop_requested)

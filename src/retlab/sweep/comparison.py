@@ -87,7 +87,8 @@ def compare(grid: Grid, outcomes: dict[str, Outcome], similarities: dict[Pair, S
     for name in architectures:
         known = [entry for (_, one), entry in entries.items() if one == name and entry.validation.mean is not None]
         if known:
-            best[name] = min(known, key=lambda entry: entry.validation.mean or 0.0)
+            # A mean over a few lucky seeds does not compete with one over all.
+            best[name] = min(known, key=lambda entry: (-entry.counts["finished"], entry.validation.mean or 0.0))
     return Comparison(grid, outcomes, entries, pairs, best)
 
 

@@ -16,6 +16,7 @@ from retlab.errors import UserError
 from retlab.grid_checks import axis_keys
 from retlab.section import script, shown_path
 from retlab.sweep.grid import Grid, Point, Trial
+from retlab.training.request import source_of_weights
 from retlab.upstream import train_settings
 
 # What a trial writes and how it is measured is the sweep's to say, and none of it changes the result.
@@ -121,6 +122,8 @@ class _Maker:
                     "grid_search": type(config.grid_search)()}
         )  # fmt: skip
         decisive = train_settings(config) | self._inputs | {"evaluate.precision": config.evaluate.precision}
+        if weights := source_of_weights(training.init_from):
+            decisive["weights of train.init_from"] = weights
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
         return Trial(
             architecture, seed, config.model_copy(update={"name": f"{architecture}-{digest[:16]}"}), parameters

@@ -1,6 +1,5 @@
 """Long-lived worker processes that run the trials of a sweep on this machine, and what watches over them."""
 
-import contextlib
 import json
 import os
 import selectors
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +58,11 @@ class _Worker:
     place: int
     "Which of the workers' places: the number of its GPU, where there are several."
     ready: bool = False
+    "It takes trials."
+    came_up: bool = False
     trial: Trial | None = None
+    taken: bool = False
+    "It has read the order for its trial."
     since: float = 0.0
     buffer: bytes = b""
     late: bool = False
@@ -88,7 +91,9 @@ class Pool:
     _lost_starts: int = 0
     _stopping_since: float | None = None
     _busy: deque[tuple[float, Trial]] = field(default_factory=deque)
-    "Trials that other processes run, and when to look at them again."
+    "Trials to be given out later, such as those that other processes run, and when."
+    _given_back: Counter[str] = field(default_factory=Counter)
+    "How often a worker had ended before it took a trial."
     _storage: str | None = None
     "Why no trial can write its files."
 
@@ -139,9 +144,11 @@ class Pool:
                 while self._busy and self._busy[0][0] < time.monotonic():
                     waiting.append(self._busy.popleft()[1])
                 self._fill_places(len(waiting))
-                for worker in self._workers:
-                    if waiting and worker.ready and worker.trial is None:
-                        self._give(worker, waiting.popleft(), extra or {}, watcher)
+                # One that has ended keeps its place until its last words are read.
+                idle = [one for one in self._workers if one.ready and one.trial is None and one.process.poll() is None]
+                for worker in idle[: len(waiting)]:
+                    if self._give(worker, waiting[0], extra or {}, watcher):
+                        waiting.popleft()
             for key, _ in self._selector.select(_TICK_SECONDS):
                 self._read(key.data, watcher)
             self._give_up_the_late()
@@ -175,10 +182,14 @@ class Pool:
         os.set_blocking(process.stdout.fileno(), False)
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
-    def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any], watcher: Watcher) -> None:
-        worker.trial, worker.since, worker.memory_kills = trial, time.monotonic(), memory_kills()
+    def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any], watcher: Watcher) -> bool:
+        """Have a worker run a trial; False where it is gone."""
+        if not _send(worker, {"trial": plain(trial), **extra}):
+            worker.ready = False
+            return False
+        worker.trial, worker.taken, worker.since, worker.memory_kills = trial, False, time.monotonic(), memory_kills()
         watcher.started(trial)
-        _send(worker, {"trial": plain(trial), **extra})
+        return True
 
     def _read(self, worker: _Worker, watcher: Watcher) -> None:
         assert worker.process.stdout is not None
@@ -196,7 +207,10 @@ class Pool:
     def _heard(self, worker: _Worker, report: dict[str, Any], watcher: Watcher) -> None:
         event = report.pop("event")
         if event == "ready":
-            worker.ready, self._lost_starts = True, 0
+            worker.ready, worker.came_up, self._lost_starts = True, True, 0
+            return
+        if event == "taken":
+            worker.taken = True
             return
         trial, worker.trial = worker.trial, None
         assert trial is not None
@@ -232,7 +246,7 @@ class Pool:
         self._workers.remove(worker)
         trial = worker.trial
         if trial is None:
-            if not worker.ready and code not in (0, EXIT_INTERRUPTED) and self._stopping_since is None:
+            if not worker.came_up and code not in (0, EXIT_INTERRUPTED) and self._stopping_since is None:
                 self._lost_starts += 1
                 if self._lost_starts >= _STARTS:
                     log = self.message_folder / f"worker-{worker.place}.log"
@@ -240,6 +254,11 @@ class Pool:
                     raise UserError(f"no worker comes up: {said[-1]}; the whole is in {shown_path(log)}")
             return
         if self._stopping_since is not None:
+            self._tell(watcher.interrupted, trial)
+        elif not worker.taken and self._given_back[trial.id] < _STARTS:
+            # It ended after its last report, and this trial is another worker's.
+            self._given_back[trial.id] += 1
+            self._busy.append((time.monotonic(), trial))
             self._tell(watcher.interrupted, trial)
         elif worker.late:
             self._tell(watcher.failed, trial, *of_time(self.timeout or 0))
@@ -252,16 +271,20 @@ class Pool:
                 _kill(worker.process)
         for worker in self._workers:
             if worker.trial and self.timeout and time.monotonic() - worker.since > self.timeout:
-                worker.late = True
+                # It may have reported just now, and gets no other trial.
+                worker.late, worker.ready = True, False
                 _kill(worker.process)
 
 
-def _send(worker: _Worker, words: dict[str, Any]) -> None:
+def _send(worker: _Worker, words: dict[str, Any]) -> bool:
+    """Send a line; False where the worker is gone, as the end of its reports tells next."""
     assert worker.process.stdin is not None
-    # Where it is gone, the end of its reports tells that next.
-    with contextlib.suppress(BrokenPipeError):
+    try:
         worker.process.stdin.write(json.dumps(words).encode() + b"\n")
         worker.process.stdin.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

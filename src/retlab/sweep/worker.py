@@ -54,6 +54,7 @@ def main() -> int:
             order = orders.get(timeout=0.1)
         except queue.Empty:
             continue
+        _report(reports, {"event": "taken"})
 
         def deliver(report: dict[str, Any]) -> str:
             """Report what became of the trial, and wait until the supervisor has written it down."""
