@@ -89,12 +89,19 @@ def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], b
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
                                stop_requested=stop_requested, say=_say)  # fmt: skip
-        if not options.plan:
+        # Before the first result there is nothing to put into tables.
+        if not options.plan and (finished or _has_results(grid)):
             _tables(grid, compares=finished)
     if not finished:
-        raise Interrupted("running trials are saved")
+        raise Interrupted("what ran is saved")
     if not options.plan:
         _tell_of_failures(grid)
+
+
+def _has_results(grid: Grid) -> bool:
+    from retlab.sweep.results import read_result
+
+    return any(read_result(trial.folder) is not None for trial in grid.trials)
 
 
 def _tell_of_failures(grid: Grid) -> None:

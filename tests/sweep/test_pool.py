@@ -1,5 +1,6 @@
 """Workers: when they start, and what their reports lead to."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,18 @@ def test_all_workers_start_although_the_first_work_is_for_one(tmp_path: Path, mo
         assert places == [0, 1, 2]
         assert not pool.run(trials, Calibration())
     assert places == [0, 1, 2]
+
+
+@pytest.mark.component
+def test_what_lies_in_the_users_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    with Pool([{}], None, lambda: False, tmp_path) as pool:
+        pool.start()
+        (worker,) = pool._workers
+        assert worker.process.stdout is not None
+        os.set_blocking(worker.process.stdout.fileno(), True)
+        assert worker.process.stdout.readline() == b'{"event": "ready"}\n'
 
 
 # In place of a worker: what becomes of a trial is read from a file of its name, a line each time it is ordered; between

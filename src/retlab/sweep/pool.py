@@ -170,7 +170,8 @@ class Pool:
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
         with open(self.message_folder / f"worker-{place}.log", "wb") as messages:
             process = subprocess.Popen(
-                [sys.executable, "-m", "retlab.sweep.worker"],
+                # Without -P what lies in the user's folder would be imported in place of libraries.
+                [sys.executable, "-P", "-m", "retlab.sweep.worker"],
                 env={**os.environ, "PYTHONPATH": path, **environment},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages,
                 # Ctrl-C reaches the supervisor alone; what a trial starts is killed with it.

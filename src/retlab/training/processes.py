@@ -200,7 +200,7 @@ def _start(environment: dict[str, str], request: str) -> "subprocess.Popen[str]"
     source = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
     helper = subprocess.Popen(
-        [sys.executable, "-m", "retlab.training.helper"],
+        [sys.executable, "-P", "-m", "retlab.training.helper"],
         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         # Ctrl-C reaches the first process alone, and all agree on what follows.
         process_group=0,
