@@ -1,6 +1,7 @@
 """A trial as its own process: hangs, crashes, and files that cannot be written."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests.sweep.made_trials import make_grid
 
 from retlab.emissions import EmissionsSection
+from retlab.section import PROJECT_ROOT
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import read_failure
 from retlab.sweep.trial_list import write_trials
@@ -51,11 +53,12 @@ def trial(tmp_path: Path) -> Trial:
 )
 def test_what_ends_a_trial_is_a_sentence(tmp_path: Path, trial: Trial, what: str, kind: str | None, said: str) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "trials.json"), what]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    changed = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "src")}
+    answer = subprocess.run(command, capture_output=True, text=True, env=changed)
     assert (answer.returncode, answer.stderr.startswith(f"error: {said}")) == (2, True), answer.stderr
     assert answer.stderr.count("error:") == 1
     failure = read_failure(trial.folder)
     assert (failure and failure.kind) == kind
     # A job that is put back into the queue begins with this.
-    again = subprocess.run([*command[:-1], "SIGKILL"], capture_output=True, text=True)
+    again = subprocess.run([*command[:-1], "SIGKILL"], capture_output=True, text=True, env=changed)
     assert said in again.stderr if kind else "SIGKILL" in again.stderr
