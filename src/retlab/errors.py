@@ -11,11 +11,18 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A loss or a gradient is not finite: the training diverged."""
+    """A loss or a gradient is not finite: the training diverged.
 
-    def __init__(self, message: str, step: int, tokens: int) -> None:
-        super().__init__(message)
-        self.step, self.tokens = step, tokens
+    Args:
+        what: what became not finite, and where; all there is to say where no checkpoint is kept.
+        advice: what to do about it.
+        step: the optimizer step.
+        tokens: tokens trained on until then.
+    """
+
+    def __init__(self, what: str, advice: str, step: int, tokens: int) -> None:
+        super().__init__(f"{what}; earlier checkpoints are kept: {advice}")
+        self.what, self.step, self.tokens = what, step, tokens
 
 
 class OutOfMemory(UserError):

@@ -161,6 +161,19 @@ def test_a_wrong_grid_is_refused_where_it_stands(folder: Path, grid_search: dict
         assert sentence in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("rule", "lines"),
+    [("train.learning_rate", 1), ("train.lerning_rate", 2), ("train.learning_rat", 2)],
+)
+def test_a_mistyped_axis_is_no_hint_for_a_rule(folder: Path, rule: str, lines: int) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(write(folder, axes={"train.lerning_rate": [1e-3, 1e-2]}, exclude=[{rule: 1e-2}]))
+    found = str(error.value).splitlines()
+    assert len(found) == lines, "a rule that has the right name is right as soon as the axis is"
+    assert all("the nearest valid key is 'train.learning_rate'" in line for line in found[:1])
+    assert all("the nearest is 'train.learning_rate'" in line for line in found[1:])
+
+
 def test_too_many_trials_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="4 points and 8 trials, more than grid_search.max_trials 7"):
         make_grid(write(folder, max_trials=7), [])

@@ -150,8 +150,7 @@ class TrainingLoop(pl.Callback):
             return None
         if not math.isfinite(loss):
             raise NotFinite(
-                f"the validation loss became {loss} after step {state.step}; earlier checkpoints are kept:"
-                " lower train.learning_rate",
+                f"the validation loss became {loss} after step {state.step}", "lower train.learning_rate",
                 state.step, state.tokens,
             )  # fmt: skip
         is_gain = not state.best or loss < state.best[0][0]
