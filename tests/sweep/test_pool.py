@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 from tests.sweep.made_trials import make_grid
 
+from retlab.artifacts import read_json, write_json
 from retlab.errors import StorageFailed
+from retlab.progress import progress
+from retlab.sweep import local
+from retlab.sweep.energy import EnergyShares
 from retlab.sweep.grid import Trial
 from retlab.sweep.plan import Calibration
 from retlab.sweep.pool import Pool
+from retlab.sweep.trial import ENERGY
 
 
 def test_all_workers_start_although_the_first_work_is_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +51,8 @@ def test_what_lies_in_the_users_folder_is_not_imported(tmp_path: Path, monkeypat
 
 
 # In place of a worker: what becomes of a trial is read from a file of its name, a line each time it is ordered; between
-# a report and the next order comes the word that it was written down. A signal interrupts what waits.
+# a report and the next order comes the word that it was written down. A signal interrupts what waits. What another
+# process runs (busy) or has run (elsewhere) is not taken, and that is found out after some time.
 STAND_IN = """
 import json, pathlib, signal, sys, time
 stopped = []
@@ -54,12 +60,15 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 print('{"event": "ready"}', flush=True)
 for line in sys.stdin:
     trial = json.loads(line)["trial"]["id"]
-    print('{"event": "taken"}', flush=True)
     with open("given", "a") as file:
         file.write(trial + "\\n")
     script = pathlib.Path(trial)
     lines = script.read_text().splitlines()
     script.write_text("\\n".join(lines[1:]))
+    if lines[0] in ("busy", "elsewhere"):
+        time.sleep(0.7)
+    else:
+        print('{"event": "taken"}', flush=True)
     if lines[0] == "wait":
         end = time.monotonic() + 5
         while not stopped and time.monotonic() < end:
@@ -68,6 +77,8 @@ for line in sys.stdin:
     report = {"event": lines[0], "message": "the disk is full", "result": {}}
     if lines[0] == "gone":
         report["event"] = "done"
+    if lines[0] == "elsewhere":
+        report |= {"event": "done", "result": None}
     print(json.dumps(report), flush=True)
     if lines[0] == "gone":
         sys.exit(3)
@@ -111,6 +122,26 @@ def test_what_another_process_runs_is_looked_at_again(tmp_path: Path, scripted: 
     assert [name for event, name in told.events if event == "done"][:2] == others[:2]
     assert sorted(name for event, name in told.events if event == "done") == sorted([first, *others])
     assert told.events.count(("busy", first)) == 2
+    assert told.events.count(("started", first)) == 1
+
+
+def test_energy_of_a_trial_that_another_sweep_runs_is_left_alone(
+    tmp_path: Path, scripted: list[Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scripted[0]
+    (tmp_path / first.id).write_text("busy\nelsewhere")
+    first.folder.mkdir()
+    write_json(first.folder / ENERGY, {"kwh": 5.0, "kg": 1.0})
+    seconds = iter(range(1, 1000))
+    row = {"emissions_kg_co2e": 1.0, "power_method": "by hand"}
+    shares = EnergyShares(lambda: row | dict.fromkeys(("duration_seconds", "energy_kwh"), next(seconds)))
+    monkeypatch.setattr(local, "_INTERVAL_SECONDS", 0.0)
+    with progress("trials", 1, "trial") as bar, Pool([{}], None, lambda: False, tmp_path) as pool:
+        keeper = local.Keeper(shares, bar, print)
+        assert pool.run([first], keeper)
+    assert shares.kilowatts > 0
+    assert read_json(first.folder / ENERGY) == {"kwh": 5.0, "kg": 1.0}
+    assert not any(keeper.counts.values())
 
 
 def test_a_worker_that_ends_after_its_report_costs_no_other_trial(tmp_path: Path, scripted: list[Trial]) -> None:

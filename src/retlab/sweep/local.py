@@ -92,9 +92,9 @@ class Keeper:
         self._count("running", 1)
 
     def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
-        self._wait_for_power()
-        energy = self._end(trial)
         if result is not None:
+            self._wait_for_power()
+            energy = self._end(trial)
             found = TrialResult.model_validate(result)
             finish(trial, found, energy)
             if found.status == "diverged":
@@ -102,7 +102,9 @@ class Keeper:
         self.bar.advance()
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
-        self._end(trial).keep(trial.folder)
+        # Of a worker that ends before it has begun nothing was used.
+        if trial.id in self._earlier:
+            self._end(trial).keep(trial.folder)
         self.say(f"{trial.id} failed: {keep_failure(trial, kind, message).sentence}")
         self._count("failed", 1)
         self.bar.advance()
@@ -111,7 +113,6 @@ class Keeper:
         self._end(trial).keep(trial.folder)
 
     def busy(self, trial: Trial) -> None:
-        self._end(trial)
         if not self._said_busy:
             self._said_busy = True
             self.say(f"waiting: another process runs {trial.id}, or more of these trials; others are run meanwhile")
