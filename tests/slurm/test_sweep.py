@@ -1,11 +1,14 @@
 """A sweep's job arrays on a real Slurm: most trials only wait and write a result."""
 
 import csv
+import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +17,7 @@ from tests.slurm.experiments import script
 from tests.slurm.private import MAX_ARRAY_SIZE, PrivateSlurm
 from tests.training.experiment import make_config, make_inputs
 
-from retlab.cluster import queue
+from retlab.cluster import queue, sbatch
 from retlab.cluster_settings import ClusterSection
 from retlab.config import ExperimentConfig
 from retlab.data.settings import DataSection
@@ -24,10 +27,11 @@ from retlab.sweep.grid import Grid, Point, Trial
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
 from retlab.sweep.slurm_status import sweep_status
-from retlab.sweep.submissions import Task, tasks
+from retlab.sweep.submissions import Task, read_submissions, tasks
 from retlab.sweep_settings import GridSearchSection
 
 pytestmark = pytest.mark.component
+SUBMIT = sbatch.submit
 
 # In place of slurm/07_grid_search.sh: a trial waits as long as there is a file `hold`, then has a result.
 STAND_IN = """#!/bin/bash
@@ -140,6 +144,43 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     slurm.wait(*[array.job for array in third.arrays], third.table or 0)
     assert all(read_result(trial.folder) is not None for trial in grid.trials)
     assert submit_sweep(grid, lines.append, retry_failed=True) is None
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "given"),
+    [(1, ["--job-name=mine"]), (2, ["--comment=mine"]), (3, [])],
+    ids=["first array", "second array", "table"],
+)
+@pytest.mark.usefixtures("slurm")
+def test_jobs_of_a_submission_that_was_killed_before_it_noted_them_are_not_submitted_again(
+    grid: Grid, tmp_path: Path, killed_at: int, given: list[str]
+) -> None:
+    (tmp_path / "hold").touch()
+    child = os.fork()
+    if child == 0:
+        submitted = iter(range(1, 10))
+
+        def submit(*words: Any, **more: Any) -> int:
+            job = SUBMIT(*words, **more)
+            if next(submitted) == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return job
+
+        sbatch.submit = submit
+        submit_sweep(grid, print, given=given)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    until(lambda: len(running(grid)) == 3)
+    lines: list[str] = []
+    submit_sweep(grid, lines.append, given=given)
+    again = [line for line in lines if line.startswith("submitted 2 trials")]
+    assert len(again) == (killed_at == 1), "what was never given to sbatch, and nothing else"
+    assert sum("was submitted by a process that was killed" in line for line in lines) == (killed_at < 3)
+    assert sorted(task.trial for task in tasks(grid.config) if task.is_live) == sorted(one.id for one in grid.trials)
+    arrays = {array.job for _, record in read_submissions(grid.config) for array in record.arrays}
+    tables = {record.table for _, record in read_submissions(grid.config)}
+    assert {job.id for job in queue.own_jobs() if not job.is_over} == arrays | tables
+    assert (len(arrays), len(tables)) == (2, 2 if killed_at == 1 else 1)
 
 
 def cells(folder: Path, table: str) -> list[dict[str, str]]:

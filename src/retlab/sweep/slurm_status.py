@@ -7,7 +7,7 @@ from retlab.cluster.status import Status, last_lines
 from retlab.config import ExperimentConfig
 from retlab.section import shown_path
 from retlab.sweep.results import read_failure, read_result
-from retlab.sweep.submissions import Task, submissions_folder, tasks
+from retlab.sweep.submissions import Task, tasks
 
 _MOST_LOGS = 5
 _LOG_LINES = 3
@@ -19,9 +19,9 @@ def sweep_status(config: ExperimentConfig) -> Status | None:
     Raises:
         UserError: squeue has no answer.
     """
-    if not submissions_folder(config).exists():
-        return None
     found = tasks(config)
+    if not found:
+        return None
     states = {task.trial: _state(config, task) for task in found}
     count = Counter(states.values())
     order = ("done", "diverged", "running", "pending", "failed", "ended without a result")
