@@ -17,7 +17,7 @@ from pathlib import Path
 from retlab.artifacts import lock
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
-from retlab.errors import Interrupted, UserError
+from retlab.errors import Interrupted, StorageFailed, UserError
 from retlab.progress import counted
 from retlab.section import PROJECT_ROOT, shown_path
 from retlab.sweep.grid import Grid
@@ -135,12 +135,17 @@ def _submit(grid: Grid, command: StageCommand) -> None:
 
 def _run_one(config: ExperimentConfig, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.alone import run_alone
+    from retlab.sweep.submissions import cancel_waiting
     from retlab.sweep.trial_list import read_trial
 
     if options.trials is None:
         raise UserError("command line: --task needs --trials FILE, the list that its number counts in")
     trial = read_trial(options.trials, options.task)
-    run_alone(trial, config.grid_search.trial_timeout, options.retry_failed, stop_requested, _say)
+    try:
+        run_alone(trial, config.grid_search.trial_timeout, options.retry_failed, stop_requested, _say)
+    except StorageFailed:
+        cancel_waiting(options.trials, _say)
+        raise
 
 
 if __name__ == "__main__":

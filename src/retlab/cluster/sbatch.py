@@ -167,8 +167,8 @@ def without(given: Sequence[str], option: str, short: str) -> list[str]:
     return kept
 
 
-def cancel(ids: Sequence[int]) -> None:
-    """Take jobs out of the queue; those that are over are left as they are."""
+def cancel(ids: Sequence[int], *, waiting_alone: bool = False) -> None:
+    """Take jobs out of the queue, with `waiting_alone` only what has not begun; what is over is left as it is."""
     if ids and installed("scancel"):
         with contextlib.suppress(UserError):
-            call(["scancel", *map(str, ids)])
+            call(["scancel", *(["--state=PENDING"] if waiting_alone else []), *map(str, ids)])

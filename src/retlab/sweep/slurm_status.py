@@ -5,6 +5,7 @@ from pathlib import Path
 
 from retlab.cluster.status import Status, last_lines
 from retlab.config import ExperimentConfig
+from retlab.progress import counted
 from retlab.section import shown_path
 from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.submissions import Task, tasks
@@ -33,10 +34,15 @@ def sweep_status(config: ExperimentConfig) -> Status | None:
     usual = {"None", "Resources", "Priority", "JobArrayTaskLimit", "Dependency"}
     if reasons - usual:
         status.detail += f" ({', '.join(sorted(reasons - usual))})"
-    for task in [task for task in found if states[task.trial] in ("failed", "ended without a result")][:_MOST_LOGS]:
+    lost = [task for task in found if states[task.trial] in ("failed", "ended without a result")]
+    # What was cancelled before it began has nothing to say.
+    begun = [task for task in lost if task.log.exists() or states[task.trial] == "failed"]
+    for task in begun[:_MOST_LOGS]:
         status.tail += _last_words(config, task, states[task.trial])
-    if bad > _MOST_LOGS:
-        status.tail.append(f"and {bad - _MOST_LOGS} more")
+    if len(begun) > _MOST_LOGS:
+        status.tail.append(f"and {len(begun) - _MOST_LOGS} more")
+    if len(lost) > len(begun):
+        status.tail.append(f"{counted(len(lost) - len(begun), 'trial')} cancelled before the start")
     return status
 
 

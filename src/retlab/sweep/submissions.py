@@ -6,14 +6,15 @@ number comes after. Where a process is killed in between, the queue still knows 
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from retlab.artifacts import write_atomic
-from retlab.cluster import queue
+from retlab.cluster import queue, sbatch
 from retlab.cluster.queue import Job
 from retlab.config import ExperimentConfig
 from retlab.section import Section
@@ -155,6 +156,22 @@ def settle(config: ExperimentConfig) -> list[tuple[Path, Submission]]:
             write_submission(folder, found)
             settled.append((folder, found))
     return settled
+
+
+def cancel_waiting(trials: Path, say: Callable[[str], None]) -> None:
+    """After an error that every trial would meet, such as a full disk: take those that have not begun from the queue.
+
+    They are no failed trials, and the next submission has them.
+
+    Args:
+        trials: the list that the task of an array around this process, which met the error, runs a trial of.
+        say: prints a line for people.
+    """
+    record = read_submission(trials.absolute().parent) or Submission()
+    arrays = {*record.jobs, *([int(number)] if (number := os.environ.get("SLURM_ARRAY_JOB_ID")) else [])}
+    if arrays:
+        sbatch.cancel(sorted(arrays), waiting_alone=True)
+        say("every trial would meet this: those that have not begun leave the queue; submit again when it is mended")
 
 
 def tasks(config: ExperimentConfig) -> list[Task]:
