@@ -41,12 +41,15 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     if options.task is not None:
         _run_one(config, options, stop_requested)
         return
-    from retlab.sweep.plan import refuse_invalid
+    from retlab.sweep.plan import refuse_invalid, tell_without_inputs
     from retlab.sweep.points import make_grid
 
-    grid = make_grid(options.config, command.overrides)
+    grid = make_grid(options.config, command.overrides, plan_only=options.plan)
     if options.table:
         _tables(grid)
+        return
+    if grid.lacking:
+        tell_without_inputs(grid, _say)
         return
     if not options.plan:
         refuse_invalid(grid, options.skip_invalid)

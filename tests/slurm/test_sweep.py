@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ from tests.training.experiment import make_config, make_inputs
 
 from retlab.cluster import queue, sbatch
 from retlab.cluster_settings import ClusterSection
-from retlab.config import ExperimentConfig
+from retlab.config import ExperimentConfig, load_config
 from retlab.data.settings import DataSection
 from retlab.section import PROJECT_ROOT
 from retlab.sweep import slurm as engine
@@ -209,3 +210,32 @@ def test_an_array_leaves_the_tables_of_a_sweep_on_one_machine(slurm: PrivateSlur
         rows = [cells(tmp_path / "runs" / name, table) for name in ("cluster", "local")]
         assert rows[0] == rows[1], slurm.report()
         assert rows[0]
+
+
+def test_a_full_disk_ends_an_array_and_the_next_submission_runs_what_is_missing(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
+    make_inputs(tmp_path)
+    shutil.copytree(tmp_path / "tokens" / "validation", tmp_path / "tokens" / "test")
+    file = make_config(tmp_path, "full", max_steps=6, micro_batch_size=8)
+    grid_search = {"axes": {"train.learning_rate": [1e-3, 1e-2]}, "architectures": ["retnet"], "max_parallel": 1}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"grid_search": grid_search}))
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Jobs have the limits of who submits them: no checkpoint can be written, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, kept[1]))
+    try:
+        answer = script(PROJECT_ROOT, "07_grid_search.sh", str(file), "cluster.cpus=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    slurm.wait()
+    logs = [log.read_text() for log in (tmp_path / "runs" / "full" / "slurm").glob("trials-*.log")]
+    assert len(logs) == 1, "the other one never began"
+    assert "error: files may not become so large here" in logs[0]
+    status = sweep_status(load_config(file))
+    assert status is not None
+    assert status.detail == "2 trials submitted: 2 ended without a result"
+    assert "files may not become so large here" in " ".join(status.tail)
+    assert status.tail[-1] == "1 trial cancelled before the start"
+    answer = script(PROJECT_ROOT, "07_grid_search.sh", str(file), "cluster.cpus=1")
+    assert "submitted 2 trials" in answer.stdout, answer.stdout + answer.stderr

@@ -1,5 +1,6 @@
 """From axes to points and trials."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from retlab.artifacts import MANIFEST, read_json, write_json
 from retlab.config import load_config
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
-from retlab.sweep.plan import refuse_invalid
+from retlab.sweep.plan import refuse_invalid, tell_without_inputs
 from retlab.sweep.points import make_grid
 
 AXES = {"train.learning_rate": [1e-3, 1e-2], "model.hidden_size": [16, 32]}
@@ -83,9 +84,35 @@ def test_rules_that_leave_nothing_are_refused(folder: Path) -> None:
         make_grid(write(folder, exclude=[{"train.learning_rate": [1e-3, 1e-2]}]), [])
 
 
-def test_missing_inputs_name_the_stage_that_makes_them(folder: Path) -> None:
-    with pytest.raises(UserError, match="missing or unfinished.*04_tokenize_data"):
+def test_missing_inputs_name_the_stages_that_make_them(folder: Path) -> None:
+    with pytest.raises(UserError, match="missing or unfinished.*02_split_data.sh.*04_tokenize_data"):
         make_grid(write(folder), ["data.tokens_folder=nowhere"])
+    with pytest.raises(UserError, match=r"03_train_tokenizer.sh, bash \S*04_tokenize_data.sh with this configuration"):
+        make_grid(write(folder), ["tokenizer.folder=nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["parameters: retnet ", ", transformer ", "to run 4: 15,360 training tokens"]),
+        (["train.max_steps=null", "train.max_epochs=1"], ["to run 4: training tokens not known before"]),
+        (["tokenizer.from_pretrained=gpt2", "model.vocab_size=null"], ["parameters: not known before the tokenizer"]),
+    ],
+)
+def test_a_plan_needs_no_data_and_no_tokenizer(
+    folder: Path, tmp_path: Path, words: list[str], expected: list[str]
+) -> None:
+    axes = {"train.learning_rate": [1e-3, 1e-2], "model.num_attention_heads": [2, 3]}
+    file = write(folder, axes=axes, exclude=[{"train.learning_rate": 1e-2, "model.num_attention_heads": 3}])
+    words = [*words, f"data.folder={tmp_path}", f"tokenizer.folder={tmp_path}/none", f"output_dir={tmp_path}/runs"]
+    said: list[str] = []
+    tell_without_inputs(make_grid(file, words, plan_only=True), said.append)
+    text = "\n".join(said)
+    for part in ("3 points (1 excluded), retnet, transformer, 1 seed: 4 trials", "invalid: point 2 (", *expected):
+        assert part in text
+    assert "hours and kWh are known once" in said[-1]
+    assert re.search("01_download.*02_split.*03_train_tok.*04_tokenize.* one after the other$", said[-1])
+    assert not list(tmp_path.iterdir()), "nothing is done"
 
 
 def test_a_point_where_no_width_fits_names_the_architecture(folder: Path) -> None:

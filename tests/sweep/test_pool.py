@@ -14,8 +14,8 @@ from retlab.errors import StorageFailed
 from retlab.progress import progress
 from retlab.sweep import local
 from retlab.sweep.energy import EnergyShares
+from retlab.sweep.estimate import Calibration
 from retlab.sweep.grid import Trial
-from retlab.sweep.plan import Calibration
 from retlab.sweep.pool import Pool
 from retlab.sweep.trial import ENERGY
 
@@ -29,12 +29,12 @@ def test_all_workers_start_although_the_first_work_is_for_one(tmp_path: Path, mo
         start(pool, place, environment)
 
     monkeypatch.setattr(Pool, "_start", counted)
-    trials = make_grid(tmp_path).trials[:1]
+    grid = make_grid(tmp_path)
     # A signal that was there before: nothing is given to a worker, and none is waited for.
     with Pool([{}, {}, {}], None, lambda: True, tmp_path) as pool:
         pool.start()
         assert places == [0, 1, 2]
-        assert not pool.run(trials, Calibration())
+        assert not pool.run(grid.trials[:1], Calibration(grid, pool.places))
     assert places == [0, 1, 2]
 
 

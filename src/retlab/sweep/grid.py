@@ -52,6 +52,8 @@ class Grid:
     points: list[Point]
     excluded: int
     "Points that `exclude` leaves out."
+    lacking: str | None = None
+    "What of the data and the tokenizer is not there, in a sentence: such a grid is good for a plan alone."
 
     @property
     def folder(self) -> Path:

@@ -170,14 +170,15 @@ def run_locally(
     Raises:
         UserError: the folder holds another sweep, or no worker comes up.
     """
-    from retlab.sweep.plan import estimate, make_plan
+    from retlab.sweep.estimate import estimate
+    from retlab.sweep.plan import make_plan
 
     claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
         say(line)
     if not plan.missing:
-        say("up to date: no trial is missing")
+        say("up to date: no trial is missing" if grid.trials else "no point can be run")
         return True
     for trial in plan.finished:
         drop_leftovers(trial.folder)
@@ -192,7 +193,7 @@ def run_locally(
             pool.start()
         estimate(plan, pool, lambda: _power(shares), say)
         if plan_only or stop_requested():
-            return plan_only
+            return not stop_requested()
         if retry_failed:
             forget_failures(plan.missing)
         # Loaded while this process waits for trials, what the tables need keeps nobody waiting at their end.

@@ -44,14 +44,17 @@ def submit_missing(
     Raises:
         UserError: the folder holds another sweep, or see `submit_sweep`.
     """
+    from retlab.sweep.estimate import expect_on_slurm
     from retlab.sweep.local import claim
     from retlab.sweep.plan import make_plan
 
     if not plan_only:
         require("sbatch")
     claim(grid)
-    for line in make_plan(grid, retry_failed).lines():
+    plan = make_plan(grid, retry_failed)
+    for line in plan.lines():
         say(line)
+    expect_on_slurm(plan, say)
     if plan_only:
         return None
     with artifacts.lock(grid.folder, True, lambda: say("waiting: another process runs this sweep")):

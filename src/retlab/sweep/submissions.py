@@ -187,7 +187,7 @@ def tasks(config: ExperimentConfig) -> list[Task]:
     for folder, record in records:
         for array in record.arrays:
             for index, trial in enumerate(trial_ids(folder / array.file)):
-                task = Task(trial, array, index, known.get((array.job, array.name, index)))
+                task = Task(trial, array, index, known.get((array.job or 0, array.name, index)))
                 # One that still runs counts, though a later submission has it too.
                 if trial not in latest or not latest[trial].is_live:
                     latest[trial] = task
