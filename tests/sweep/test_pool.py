@@ -1,5 +1,6 @@
 """Workers: when they start, and what their reports lead to."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from tests.sweep.made_trials import make_grid
 
 from retlab.artifacts import read_json, write_json
-from retlab.errors import StorageFailed
+from retlab.errors import StorageFailed, UserError
 from retlab.progress import progress
 from retlab.sweep import local
 from retlab.sweep.energy import EnergyShares
@@ -36,6 +37,60 @@ def test_all_workers_start_although_the_first_work_is_for_one(tmp_path: Path, mo
         assert places == [0, 1, 2]
         assert not pool.run(grid.trials[:1], Calibration(grid, pool.places))
     assert places == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen", "expected"),
+    [
+        (None, 3, ["0", "1", "2"]),
+        ("2,5", 2, ["2", "5"]),
+        ("GPU-1f2e, GPU-77aa", 2, ["GPU-1f2e", "GPU-77aa"]),
+        # One process sees the first part of a GPU alone.
+        ("MIG-1,MIG-2,MIG-3", 1, ["MIG-1", "MIG-2", "MIG-3"]),
+        ("4,-1,5", 1, ["4"]),
+        ("NoDevFiles", 0, ["NoDevFiles"] * 2),
+        ("", 0, [""] * 2),
+        # A machine that has no driver, whatever the environment says.
+        ("0,1", 0, ["0,1"] * 2),
+    ],
+)
+def test_each_worker_has_one_gpu_of_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: int, expected: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen > 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        "retlab.sweep.pool.subprocess.Popen", lambda _, **words: start(["env"], **words | {"cwd": tmp_path})
+    )
+    grid = make_grid(tmp_path, axes={"train.learning_rate": [0.1, 0.2, 0.3, 0.4]})
+    with local.pool_for(grid, grid.trials, lambda: False) as pool:
+        pool.start()
+        found = []
+        for worker in pool._workers:
+            assert worker.process.stdout is not None
+            os.set_blocking(worker.process.stdout.fileno(), True)
+            environment = dict(line.split("=", 1) for line in worker.process.stdout.read().decode().splitlines())
+            found.append(environment["CUDA_VISIBLE_DEVICES"])
+    assert found == expected
+
+
+def test_more_workers_than_gpus_and_a_gpu_that_is_not_there_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    grid = make_grid(tmp_path, workers=3)
+    with pytest.raises(UserError, match="grid_search.workers is 3, but this machine has 2 GPUs"):
+        local.pool_for(grid, grid.trials, lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    train = grid.config.train.model_copy(update={"device": "cuda"})
+    grid = dataclasses.replace(grid, config=grid.config.model_copy(update={"train": train}))
+    with pytest.raises(UserError, match="train.device is cuda, but torch sees no GPU here"):
+        local.pool_for(grid, grid.trials, lambda: False)
 
 
 @pytest.mark.component

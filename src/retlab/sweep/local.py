@@ -56,6 +56,8 @@ def _places(grid: Grid, trials: int) -> list[dict[str, str]]:
                 " trial takes one; lower it"
             )
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: section.workers]][: max(1, trials)]
+    if train.device == "cuda":
+        raise UserError("train.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver")
     cores = len(os.sched_getaffinity(0))
     workers = section.workers or max(1, cores // (train.threads or 1))
     workers = min(workers, max(1, trials))
@@ -64,13 +66,18 @@ def _places(grid: Grid, trials: int) -> list[dict[str, str]]:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip()]
+    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it to a worker of its own."""
     import torch
 
-    return [str(index) for index in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    names = [name.strip() for name in visible.split(",")]
+    # Of parts of a GPU a process sees the first alone, and other processes the others.
+    if names[0].startswith("MIG-") and torch.cuda.is_available():
+        return names
+    # CUDA takes what stands before the first name that is no GPU of this machine.
+    return names[: torch.cuda.device_count()]
 
 
 @dataclass
