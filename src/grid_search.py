@@ -38,7 +38,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     options = command.options
     # A grid takes seconds to make, and a signal may come before it is there.
     stop_requested = _stopped_by_signals()
-    if options.task is not None:
+    if options.task is not None or options.trials is not None:
         _run_one(config, options, stop_requested)
         return
     from retlab.sweep.plan import refuse_invalid, tell_without_inputs
@@ -143,6 +143,8 @@ def _run_one(config: ExperimentConfig, options: argparse.Namespace, stop_request
 
     if options.trials is None:
         raise UserError("command line: --task needs --trials FILE, the list that its number counts in")
+    if options.task is None:
+        raise UserError("command line: --trials needs --task N, the number of one of its trials, from 0")
     trial = read_trial(options.trials, options.task)
     try:
         run_alone(trial, config.grid_search.trial_timeout, options.retry_failed, stop_requested, _say)

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from retlab.config import ExperimentConfig
 
 _DATA_KEYS = ("sequence_length", "packing", "reset_at_documents")
+_ONE_PROCESS = "a trial of a sweep takes one GPU or process; grid_search.workers is the trials at a time"
 _ELSEWHERE = {
     "seed": "the seeds of a sweep are grid_search.seeds",
     "model.architecture": "the architectures of a sweep are grid_search.architectures",
     "model.match_parameters_of": "sizes are matched by grid_search.match_parameters",
+    "train.devices": _ONE_PROCESS,
+    "train.num_nodes": _ONE_PROCESS,
+    "train.strategy": _ONE_PROCESS,
 }
 
 

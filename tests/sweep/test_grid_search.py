@@ -179,6 +179,7 @@ def test_wrong_words_and_folders_are_a_sentence(folder: Path) -> None:
     write_trials(folder / "three.json", make_grid(config, []).trials)
     for words, sentence in (
         (["--task", "0"], "--task needs --trials"),
+        (["--trials", str(folder / "three.json")], "--trials needs --task"),
         (["--trials", str(folder / "none.json"), "--task", "0"], "none.json"),
         (["--trials", broken, "--task", "0"], "no list of trials"),
         (["--trials", str(folder / "three.json"), "--task", "3"], "there is no trial 3"),

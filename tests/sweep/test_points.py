@@ -13,7 +13,7 @@ from retlab.artifacts import MANIFEST, read_json, write_json
 from retlab.config import load_config
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
-from retlab.sweep.plan import refuse_invalid, tell_without_inputs
+from retlab.sweep.plan import Plan, refuse_invalid, tell_without_inputs
 from retlab.sweep.points import make_grid
 
 AXES = {"train.learning_rate": [1e-3, 1e-2], "model.hidden_size": [16, 32]}
@@ -89,6 +89,15 @@ def test_missing_inputs_name_the_stages_that_make_them(folder: Path) -> None:
         make_grid(write(folder), ["data.tokens_folder=nowhere"])
     with pytest.raises(UserError, match=r"03_train_tokenizer.sh, bash \S*04_tokenize_data.sh with this configuration"):
         make_grid(write(folder), ["tokenizer.folder=nowhere"])
+
+
+def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
+    def lines(**axes: list[Any]) -> str:
+        grid = make_grid(write(folder, axes={key.replace("_", ".", 1): values for key, values in axes.items()}), [])
+        return "\n".join(Plan(grid, [], [], grid.trials).lines())
+
+    assert "note: point 2 has the very trials of point 1, as train.threads does not" in lines(train_threads=[1, 2])
+    assert "note" not in lines(train_learning_rate=[1e-3, 1e-2])
 
 
 @pytest.mark.parametrize(
@@ -169,6 +178,7 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
         ({"axes": {"train.schedule.name": ["cosine", "cosin"]}}, ["train.schedule.name", "'cosine'"]),
         ({"axes": {"seed": [0, 1]}}, ["grid_search.seeds"]),
         ({"axes": {"model.architecture": ["retnet"]}}, ["grid_search.architectures"]),
+        ({"axes": {"train.devices": [1, 2]}}, ["this is no axis; a trial of a sweep takes one GPU or process"]),
         ({"axes": {"tokenizer.vocab_size": [1, 2]}}, ["tokenizer.vocab_size"]),
         ({"axes": {"data.source": ["a", "b"]}}, ["all trials share one text"]),
         ({"exclude": [{"train.lerning_rate": 1}]}, ["grid_search.exclude.0.train.lerning_rate", "train.learning_rate"]),

@@ -87,10 +87,15 @@ def test_more_workers_than_gpus_and_a_gpu_that_is_not_there_are_refused(
     with pytest.raises(UserError, match="grid_search.workers is 3, but this machine has 2 GPUs"):
         local.pool_for(grid, grid.trials, lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    train = grid.config.train.model_copy(update={"device": "cuda"})
-    grid = dataclasses.replace(grid, config=grid.config.model_copy(update={"train": train}))
-    with pytest.raises(UserError, match="train.device is cuda, but torch sees no GPU here"):
-        local.pool_for(grid, grid.trials, lambda: False)
+    for section, changes, said in (
+        ("train", {"device": "cuda"}, "train.device is cuda, but torch sees no GPU here"),
+        ("evaluate", {"device": "cuda"}, "evaluate.device is cuda, but torch sees no GPU here"),
+        ("train", {"num_nodes": 2}, "train.num_nodes is 2, but a trial of a sweep takes one GPU or process"),
+    ):
+        changed = getattr(grid.config, section).model_copy(update=changes)
+        wrong = dataclasses.replace(grid, config=grid.config.model_copy(update={section: changed}))
+        with pytest.raises(UserError, match=said):
+            local.pool_for(wrong, grid.trials, lambda: False)
 
 
 @pytest.mark.component

@@ -35,12 +35,13 @@ def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], b
         UserError: trials that want more than one GPU or process each.
     """
     section, folder = grid.config.grid_search, grid.folder / "workers"
-    several = next((trial for trial in trials if (trial.config.train.devices or 1) > 1), None)
-    if several is not None:
-        raise UserError(
-            f"train.devices is {several.config.train.devices}, but a trial of a sweep takes one GPU or process;"
-            " set it to 1, and grid_search.workers to the trials at a time"
-        )
+    for key in ("devices", "num_nodes"):
+        several = getattr(grid.config.train, key) or 1
+        if several > 1:
+            raise UserError(
+                f"train.{key} is {several}, but a trial of a sweep takes one GPU or process; set it to 1, and"
+                " grid_search.workers to the trials at a time"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     grid.trials_folder.mkdir(parents=True, exist_ok=True)
     return Pool(_places(grid, len(trials)), section.trial_timeout, stop_requested, folder)
@@ -48,16 +49,20 @@ def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], b
 
 def _places(grid: Grid, trials: int) -> list[dict[str, str]]:
     section, train = grid.config.grid_search, grid.config.train
-    gpus = [] if train.device == "cpu" else _gpus()
-    if gpus:
+    devices = {"train": train.device, "evaluate": grid.config.evaluate.device}
+    gpus = [] if set(devices.values()) == {"cpu"} else _gpus()
+    missing = [name for name, device in devices.items() if device == "cuda" and not gpus]
+    if missing:
+        raise UserError(
+            f"{missing[0]}.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver"
+        )
+    if gpus and train.device != "cpu":
         if section.workers and section.workers > len(gpus):
             raise UserError(
                 f"grid_search.workers is {section.workers}, but this machine has {counted(len(gpus), 'GPU')} and every"
                 " trial takes one; lower it"
             )
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: section.workers]][: max(1, trials)]
-    if train.device == "cuda":
-        raise UserError("train.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver")
     cores = len(os.sched_getaffinity(0))
     workers = section.workers or max(1, cores // (train.threads or 1))
     workers = min(workers, max(1, trials))
@@ -189,11 +194,18 @@ def run_locally(
         return True
     for trial in plan.finished:
         drop_leftovers(trial.folder)
+    try:
+        workers = pool_for(grid, plan.missing, stop_requested)
+    except UserError as error:
+        if not plan_only:
+            raise
+        say(f"expected: not known here: {error}")
+        return True
     emissions = grid.config.emissions
     emissions = emissions.model_copy(update={"interval_seconds": min(emissions.interval_seconds, _INTERVAL_SECONDS)})
     with (
         track_emissions(emissions, grid.config.run_folder, "grid_search") as measured,
-        pool_for(grid, plan.missing, stop_requested) as pool,
+        workers as pool,
     ):
         shares = EnergyShares(row_of(measured))
         if not plan_only:

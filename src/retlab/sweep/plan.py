@@ -10,7 +10,7 @@ from retlab.errors import UserError
 from retlab.progress import counted
 from retlab.section import shown_path
 from retlab.sweep.calibration import planned_tokens
-from retlab.sweep.grid import Grid, Trial
+from retlab.sweep.grid import Grid, Point, Trial
 from retlab.sweep.results import read_failure, read_result
 from retlab.yaml_file import shown
 
@@ -38,6 +38,7 @@ class Plan:
             f"{points}, {', '.join(section.architectures)}, {counted(len(section.seeds), 'seed')}:"
             f" {counted(len(grid.trials), 'trial')}",
             *(f"invalid: point {point.number} ({_named(point.values)}): {point.problem}" for point in invalid),
+            *_alike(grid),
             *([f"parameters: {self._parameters()}"] if grid.trials else []),
             f"{'' if grid.lacking else done}to run {len(self.missing):,}: {self._tokens()}",
             *([f"failed trials are run again with --retry-failed: {len(self.failed):,}"] if self.failed else []),
@@ -59,6 +60,20 @@ class Plan:
         if (None, None) in lengths and read_manifest(data.shards_folder("train")) is None:
             return "training tokens not known before the token shards are there"
         return f"{sum(map(planned_tokens, self.missing)):,} training tokens"
+
+
+def _alike(grid: Grid) -> list[str]:
+    """A line where points have the same trials, since an axis decides no result."""
+    first: dict[tuple[str, ...], Point] = {}
+    for point in grid.points:
+        earlier = first.setdefault(tuple(trial.id for trial in point.trials), point)
+        if point.trials and earlier is not point:
+            keys = [key for key, value in point.values.items() if value != earlier.values[key]]
+            return [
+                f"note: point {point.number} has the very trials of point {earlier.number}, as {', '.join(keys)} does"
+                " not change what is trained; take that axis out"
+            ]
+    return []
 
 
 def _named(values: dict[str, Any]) -> str:
