@@ -7,13 +7,11 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 """
 
 import argparse
-import time
 
 from retlab.cluster.submission import (
     PIPELINE,
     STAGES,
     Submission,
-    scheduler_has_looked,
     submit_chain,
     what_waits,
 )
@@ -48,11 +46,6 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
     notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
-    # The scheduler says why a job waits when it has looked at it for the first time.
-    for _ in range(20):
-        if scheduler_has_looked(notes):
-            break
-        time.sleep(0.25)
     for line in what_waits(notes):
         print(line)
 

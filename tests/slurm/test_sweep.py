@@ -1,7 +1,9 @@
 """A sweep's job arrays on a real Slurm: most trials only wait and write a result."""
 
 import csv
+import dataclasses
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,6 +24,7 @@ from retlab.cluster import queue, sbatch
 from retlab.cluster_settings import ClusterSection
 from retlab.config import ExperimentConfig, load_config
 from retlab.data.settings import DataSection
+from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
 from retlab.sweep import slurm as engine
 from retlab.sweep.grid import Grid, Point, Trial
@@ -145,6 +148,22 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     slurm.wait(*[array.job for array in third.arrays], third.table or 0)
     assert all(read_result(trial.folder) is not None for trial in grid.trials)
     assert submit_sweep(grid, lines.append, retry_failed=True) is None
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_sweep_that_is_rejected_or_can_never_start_is_told(grid: Grid) -> None:
+    def submit(**cluster: str) -> list[str]:
+        lines: list[str] = []
+        changed = grid.config.model_copy(update={"cluster": ClusterSection.model_validate(cluster)})
+        submit_sweep(dataclasses.replace(grid, config=changed), lines.append)
+        return lines
+
+    with pytest.raises(UserError, match="invalid partition specified: nope.*cluster.partition: nope"):
+        submit(partition="nope")
+    assert not tasks(grid.config)
+    # The scheduler says it some moments after the submission.
+    notes = [line for line in submit(partition="short", time="1:00:00") if line.startswith("note: ")]
+    assert re.match(r"note: job \d+ waits: (PartitionTimeLimit|PartitionConfig): .*cluster\.time", notes[0])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from retlab.errors import UserError
 # No character of a job's name or of a reason in words.
 _SEPARATOR = "\x1f"
 _FIELDS = ("%F", "%K", "%T", "%r", "%N", "%S", "%j", "%k")
+_LOOKS, _LOOK_SECONDS = 20, 0.25
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
@@ -51,6 +53,22 @@ def jobs(ids: Sequence[int]) -> list[Job]:
         UserError: squeue is not here or has no answer.
     """
     return _asked("-r", f"--jobs={','.join(map(str, sorted(set(ids))))}") if ids else []
+
+
+def jobs_looked_at(ids: Sequence[int]) -> list[Job]:
+    """What squeue knows of jobs just submitted, when the scheduler has looked at each: then it says why it waits.
+
+    After some seconds without a look it is what there is.
+
+    Raises:
+        UserError: squeue is not here or has no answer.
+    """
+    for _ in range(_LOOKS):
+        found = jobs(ids)
+        if {job.id for job in found if job.state != "PENDING" or job.reason != "None"} >= set(ids):
+            return found
+        time.sleep(_LOOK_SECONDS)
+    return jobs(ids)
 
 
 def own_jobs() -> list[Job]:

@@ -154,7 +154,7 @@ def refuse_queued(config: ExperimentConfig, stages: Sequence[str]) -> None:
 
 def what_waits(notes: Sequence[JobNote]) -> list[str]:
     """A line for each job that Slurm already says will not start by waiting alone."""
-    found = queue.jobs([note.job for note in notes])
+    found = queue.jobs_looked_at([note.job for note in notes])
     lines = {}
     for note in notes:
         for job in same_job(note, found):
@@ -162,8 +162,3 @@ def what_waits(notes: Sequence[JobNote]) -> list[str]:
             if advice:
                 lines[note.job] = f"note: job {task_name(job.id, None)} ({note.stage}) waits: {job.reason}: {advice}"
     return list(lines.values())
-
-
-def scheduler_has_looked(notes: Sequence[JobNote]) -> bool:
-    """Whether the queue gives a reason for all jobs that have not started."""
-    return all(job.state != "PENDING" or job.reason != "None" for job in queue.jobs([note.job for note in notes]))

@@ -49,7 +49,10 @@ def submit_missing(
     from retlab.sweep.plan import make_plan
 
     if not plan_only:
-        require("sbatch")
+        try:
+            require("sbatch")
+        except UserError as error:
+            raise UserError(f"{error} where grid_search.engine is local") from None
     claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
@@ -248,7 +251,7 @@ def _percents(folder: Path) -> str:
 def _what_waits(arrays: Sequence[int]) -> list[str]:
     """A line for an array that Slurm already says will not start by waiting alone."""
     try:
-        found = queue.jobs(arrays)
+        found = queue.jobs_looked_at(arrays)
     except UserError:
         return []
     reasons = {(job.id, job.reason): queue.trouble(job.reason) for job in found if job.state == "PENDING"}
