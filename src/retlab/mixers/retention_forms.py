@@ -206,6 +206,9 @@ def retention_step(
     float32 holds gamma. Returns (batch, heads, 1, value width) float32.
     """
     memory.mul_(decay).addcmul_(k[..., None], v[..., None, :], value=scale)
+    if torch.compiler.is_compiling():
+        # A sum is one kernel with the update, and what it sums stays in registers; a product reads memory again.
+        return (q[..., None] * memory).sum(-2, keepdim=True)
     return q[..., None, :] @ memory
 
 
