@@ -25,7 +25,7 @@ from .rotary import RetNetFrequencies, Rotation, rotate_pairs, rotate_pairs_of_o
 class ReservedRetention(NamedTuple):
     """The memory of `RetentionState`, the decays (heads, 1, 1) float32, and the projections as one, if they can be.
 
-    The memory's keys lie side by side: the sum over them that follows a token's update is then one kernel with it.
+    The keys of the memory lie side by side, as `retention_kernel` takes it.
     """
 
     memory: torch.Tensor

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .retention_kernel import kernel_can_step, kernel_step
 from .retention_loop import ChunkLoop, ChunkTable, suits_loop
 from .retention_paths import Paths, current_document, far_decays, near_decays, plain_paths, power_table, segment_paths
 
@@ -205,10 +206,9 @@ def retention_step(
     q, k (batch, heads, key width) and v (batch, heads, value width) float32, k times `scale`; `decay` (heads, 1, 1)
     float32 holds gamma. Returns (batch, heads, 1, value width) float32.
     """
+    if kernel_can_step(memory):
+        return kernel_step(q, k, v, decay, scale, memory)
     memory.mul_(decay).addcmul_(k[..., None], v[..., None, :], value=scale)
-    if torch.compiler.is_compiling():
-        # A sum is one kernel with the update, and what it sums stays in registers; a product reads memory again.
-        return (q[..., None] * memory).sum(-2, keepdim=True)
     return q[..., None, :] @ memory
 
 
