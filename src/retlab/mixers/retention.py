@@ -170,9 +170,9 @@ class Retention(Mixer):
         assert rotation is not None
         q, k, v, gate = project_few(hidden, reserved.weight, *self._projections)
         both = torch.cat((q, k), dim=-1).unflatten(-1, (2 * self.num_heads, -1))
-        q, k = rotate_pairs_of_one_token(both, rotation).to(torch.float32).chunk(2, dim=1)
-        v = v.unflatten(-1, (self.num_heads, -1))
-        out = retention_step(q, k, v[:, 0].to(torch.float32), reserved.decay, self.key_width**-0.5, reserved.memory)
+        both = rotate_pairs_of_one_token(both, rotation).to(torch.float32)
+        value = v.unflatten(-1, (self.num_heads, -1))[:, 0].to(torch.float32)
+        out = retention_step(both, value, reserved.decay, self.key_width**-0.5, reserved.memory)
         return self._finished(out.to(v.dtype), gate)
 
     def advance_to_last(

@@ -199,15 +199,17 @@ def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:
 
 
 def retention_step(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
+    qk: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
 ) -> torch.Tensor:
     """Eq. 6 for one token, over the memory (batch, heads, key width, value width) float32, which it overwrites.
 
-    q, k (batch, heads, key width) and v (batch, heads, value width) float32, k times `scale`; `decay` (heads, 1, 1)
-    float32 holds gamma. Returns (batch, heads, 1, value width) float32.
+    qk (batch, 2 heads, key width) float32 has the queries of all heads and then their keys, which take the `scale`;
+    v (batch, heads, value width) float32; `decay` (heads, 1, 1) float32 holds gamma. Returns (batch, heads, 1, value
+    width) float32.
     """
     if kernel_can_step(memory):
-        return kernel_step(q, k, v, decay, scale, memory)
+        return kernel_step(qk, v, decay, scale, memory)
+    q, k = qk.chunk(2, dim=1)
     memory.mul_(decay).addcmul_(k[..., None], v[..., None, :], value=scale)
     return q[..., None, :] @ memory
 

@@ -25,18 +25,20 @@ if triton is not None:
 
     @triton.jit
     def step_kernel(  # type: ignore[no-untyped-def]
-        q, k, v, decay, memory, out, scale, heads,
+        qk, v, decay, memory, out, scale, heads,
         keys: tl.constexpr, values: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
     ):  # fmt: skip
         """`retention_step` for `block` values of one head of one row; all contiguous, keys last in the memory."""
         head = tl.program_id(0)
+        # Of each row the queries of all heads, then the keys.
+        of_query = qk + (head // heads * heads + head) * keys
         channel = tl.arange(0, wide)
         value = tl.program_id(1) * block + tl.arange(0, block)
         is_key, is_value = channel < keys, value < values
         place = memory + (head.to(tl.int64) * values + value[:, None]) * keys + channel[None, :]
         inside = is_value[:, None] & is_key[None, :]
-        key = tl.load(k + head * keys + channel, mask=is_key, other=0.0) * scale
-        query = tl.load(q + head * keys + channel, mask=is_key, other=0.0)
+        query = tl.load(of_query + channel, mask=is_key, other=0.0)
+        key = tl.load(of_query + heads * keys + channel, mask=is_key, other=0.0) * scale
         written = tl.load(v + head * values + value, mask=is_value, other=0.0)
         kept = tl.load(place, mask=inside, other=0.0) * tl.load(decay + head % heads)
         new = kept + written[:, None] * key[None, :]
@@ -56,7 +58,7 @@ def kernel_can_step(memory: torch.Tensor) -> bool:
 
 
 def kernel_step(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
+    qk: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
 ) -> torch.Tensor:
     """`retention_step` on the kernel, for memory that `kernel_can_step`."""
     batch, heads, keys, values = memory.shape
@@ -65,7 +67,7 @@ def kernel_step(
     block = max(1, TILE // wide)
     grid = (batch * heads, triton.cdiv(values, block))
     step_kernel[grid](
-        q.contiguous(), k.contiguous(), v.contiguous(), decay.contiguous(), memory, out, scale, heads,
+        qk.contiguous(), v.contiguous(), decay.contiguous(), memory, out, scale, heads,
         keys=keys, values=values, wide=wide, block=block,
     )  # fmt: skip
     return out
