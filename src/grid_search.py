@@ -44,7 +44,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     from retlab.sweep.plan import refuse_invalid
     from retlab.sweep.points import make_grid
 
-    grid = make_grid(options.config, command.overrides)
+    grid = make_grid(options.config, command.overrides, without_data=options.plan)
     if options.table:
         _tables(grid)
         return
@@ -85,6 +85,9 @@ def _leave(number: int, _frame: object) -> None:
 def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.local import run_locally
 
+    if options.plan and grid.lacks:
+        run_locally(grid, plan_only=True, retry_failed=options.retry_failed, stop_requested=stop_requested, say=_say)
+        return
     grid.folder.mkdir(parents=True, exist_ok=True)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
@@ -126,7 +129,6 @@ def _submit(grid: Grid, command: StageCommand) -> None:
     from retlab.sweep.slurm import submit_missing
 
     options = command.options
-    grid.folder.mkdir(parents=True, exist_ok=True)
     submission = submit_missing(grid, _say, plan_only=options.plan, retry_failed=options.retry_failed)
     if submission is not None:
         words = shlex.join([str(options.config), *command.overrides])

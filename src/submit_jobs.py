@@ -22,6 +22,7 @@ from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
+from retlab.machine_checks import check_files
 
 GRID_SEARCH_OPTIONS = ("plan", "skip-invalid", "retry-failed", "table")
 
@@ -47,6 +48,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         return
     words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
+    check_files(config, names)
     notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
     # The scheduler says why a job waits when it has looked at it for the first time.
     for _ in range(20):
@@ -64,13 +66,12 @@ def _sweep(command: StageCommand) -> None:
     from retlab.sweep.slurm import submit_missing, submit_table
 
     options = command.options
-    grid = make_grid(options.config, command.overrides)
+    grid = make_grid(options.config, command.overrides, without_data=options.plan)
     if options.table:
         submit_table(grid, print, given=command.after)
         return
     if not options.plan:
         refuse_invalid(grid, options.skip_invalid)
-    grid.folder.mkdir(parents=True, exist_ok=True)
     submit_missing(grid, print, plan_only=options.plan, retry_failed=options.retry_failed, given=command.after)
 
 

@@ -11,11 +11,11 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A loss or a gradient is not finite: the training diverged."""
+    """A loss or a gradient is not finite: the training diverged. `what` says that without advice."""
 
-    def __init__(self, message: str, step: int, tokens: int) -> None:
-        super().__init__(message)
-        self.step, self.tokens = step, tokens
+    def __init__(self, what: str, advice: str, step: int, tokens: int) -> None:
+        super().__init__(f"{what}; earlier checkpoints are kept: {advice}")
+        self.what, self.step, self.tokens = what, step, tokens
 
 
 class OutOfMemory(UserError):

@@ -41,7 +41,7 @@ def grid_errors(config: "ExperimentConfig") -> Iterator[Problem]:
             for value in _twice(getattr(section, name))
         )
     for number, rule in enumerate(section.exclude):
-        yield from _rule_errors(("grid_search", "exclude", number), rule, section.axes)
+        yield from _rule_errors(("grid_search", "exclude", number), rule, section.axes, valid)
 
 
 def axis_keys(config: "ExperimentConfig") -> list[str]:
@@ -107,12 +107,18 @@ def _no_axis(key: str, valid: list[str], architectures: list[Any]) -> str:
     return f"this is no key{among} that an axis can vary; the nearest valid key is '{close[0]}'"
 
 
-def _rule_errors(path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]]) -> Iterator[Problem]:
+def _rule_errors(
+    path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]], valid: list[str]
+) -> Iterator[Problem]:
     if not rule:
         yield Problem(path, "the rule is empty and would leave out every point; name axes and their values")
     for key, wanted in rule.items():
         if key not in axes:
-            close = difflib.get_close_matches(key, axes, n=1, cutoff=0.0)
+            mistyped = [axis for axis in axes if axis not in valid]
+            if key in valid and difflib.get_close_matches(key, mistyped, n=1):
+                # The axis that it means has the mistake, which is told of there.
+                continue
+            close = difflib.get_close_matches(key, [axis for axis in axes if axis in valid], n=1, cutoff=0.0)
             hint = f"; the nearest is '{close[0]}'" if close else ""
             yield Problem((*path, key), f"this is no axis of the grid{hint}")
             continue

@@ -7,7 +7,7 @@ import pytest
 from tests.sweep.made_trials import finish, make_grid
 
 from retlab.sweep import calibration, plan
-from retlab.sweep.calibration import Cost, Costs, duration_of, extremes, is_like, operations
+from retlab.sweep.calibration import Cost, Costs, KeptCosts, duration_of, extremes, is_like, operations
 from retlab.sweep.grid import Trial
 from retlab.sweep.plan import Plan, estimate
 
@@ -73,6 +73,20 @@ def test_finished_trials_are_measured_no_more_and_others_are(tmp_path: Path, mon
     assert probed == [large.id] * 2, "one for each place"
     # 20 s of steps, one validation of 1 s, and 10 s of all else; then 100 steps of 1 s.
     assert seen["each"] == [pytest.approx(31.0), pytest.approx(100.0)]
+
+
+def test_a_measurement_is_kept_for_this_machine(tmp_path: Path) -> None:
+    file, one, other = tmp_path / "calibration.json", trial(tmp_path, 16), trial(tmp_path, 64)
+    kept = KeptCosts(file, ["here", 2, {"CUDA_VISIBLE_DEVICES": "1"}])
+    assert kept.read({one.id: one}) == []
+    kept.add(one, Cost(3.0, 1.0, 1.0))
+    kept.add(one, Cost(2.0, 1.0, 1.0))
+    kept.add(other, Cost(5.0, 1.0, 1.0))
+    again = KeptCosts(file, ["here", 2, {"CUDA_VISIBLE_DEVICES": "1"}])
+    assert again.read({one.id: one}) == [(one, Cost(2.0, 1.0, 1.0))]
+    assert KeptCosts(file, ["there", 2, {"CUDA_VISIBLE_DEVICES": "1"}]).read({one.id: one}) == []
+    file.write_text("{")
+    assert again.read({one.id: one}) == []
 
 
 @pytest.mark.parametrize(("seconds", "times"), [(1.0, 2), (100.0, 1)])

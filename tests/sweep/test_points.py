@@ -12,7 +12,7 @@ from retlab.artifacts import MANIFEST, read_json, write_json
 from retlab.config import load_config
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
-from retlab.sweep.plan import refuse_invalid
+from retlab.sweep.plan import make_plan, refuse_invalid
 from retlab.sweep.points import make_grid
 
 AXES = {"train.learning_rate": [1e-3, 1e-2], "model.hidden_size": [16, 32]}
@@ -88,6 +88,19 @@ def test_missing_inputs_name_the_stage_that_makes_them(folder: Path) -> None:
         make_grid(write(folder), ["data.tokens_folder=nowhere"])
 
 
+def test_the_plan_needs_no_data(folder: Path) -> None:
+    whole = make_grid(write(folder), [])
+    assert whole.lacks is None
+    grid = make_grid(write(folder), ["data.tokens_folder=nowhere"], without_data=True)
+    assert grid.lacks is not None
+    assert "04_tokenize_data" in grid.lacks
+    assert [trial.parameters for trial in grid.trials] == [trial.parameters for trial in whole.trials]
+    found, expected = (make_plan(one, False).lines() for one in (grid, whole))
+    assert found == expected
+    epochs = make_grid(write(folder), ["data.tokens_folder=nowhere", "train.max_steps=null"], without_data=True)
+    assert "to run 8: train.max_epochs of data that are not there yet" in "\n".join(make_plan(epochs, False).lines())
+
+
 def test_a_point_where_no_width_fits_names_the_architecture(folder: Path) -> None:
     axes = {"model.intermediate_size": [1]}
     grid = make_grid(write(folder, axes=axes, architectures=["transformer", "retnet"]), [])
@@ -147,6 +160,10 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
         ({"exclude": [{"train.lerning_rate": 1}]}, ["grid_search.exclude.0.train.lerning_rate", "train.learning_rate"]),
         ({"exclude": [{"train.learning_rate": 5}]}, ["found 5"]),
         ({"seeds": [1, 2, 1]}, ["grid_search.seeds", "twice"]),
+        (
+            {"axes": {"train.lerning_rate": [1]}, "exclude": [{"train.learning_rate": 1}]},
+            ["grid_search.axes.train.lerning_rate", "train.learning_rate"],
+        ),
     ],
 )
 def test_a_wrong_grid_is_refused_where_it_stands(folder: Path, grid_search: dict, sentences: list[str]) -> None:

@@ -52,6 +52,8 @@ class Grid:
     points: list[Point]
     excluded: int
     "Points that `exclude` leaves out."
+    lacks: str | None = None
+    "What a stage before has not made, in a sentence; without it the trials have sizes, but no identity."
 
     @property
     def folder(self) -> Path:

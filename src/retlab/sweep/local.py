@@ -26,6 +26,7 @@ _INTERVAL_SECONDS = 5.0
 """Longest time between two measurements of power, which trials of seconds share."""
 _PATIENCE_SECONDS = 20.0
 """How long a first result waits for a first measurement of power."""
+LATER = "hours and kWh: measured when the data are there"
 
 
 def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], bool]) -> Pool:
@@ -171,10 +172,13 @@ def run_locally(
     """
     from retlab.sweep.plan import estimate, make_plan
 
-    claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
         say(line)
+    if plan_only and grid.lacks:
+        say(f"{LATER}: {grid.lacks}")
+        return True
+    claim(grid)
     if not plan.missing:
         say("up to date: no trial is missing")
         return True

@@ -1,10 +1,12 @@
 """What a sweep is about to do: points, trials, tokens, and after a calibration hours and energy."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
+from retlab import provenance
 from retlab.errors import UserError
 from retlab.progress import counted, duration
 from retlab.section import shown_path
@@ -12,6 +14,8 @@ from retlab.sweep.calibration import (
     STEPS,
     Cost,
     Costs,
+    KeptCosts,
+    counts_epochs,
     duration_of,
     extremes,
     is_like,
@@ -42,17 +46,33 @@ class Plan:
         invalid = [point for point in grid.points if point.problem]
         axes = ", ".join(f"{key} {shown(values)}" for key, values in section.axes.items())
         points = counted(len(grid.points), "point") + (f" ({grid.excluded:,} excluded)" if grid.excluded else "")
-        tokens = sum(map(planned_tokens, self.missing))
         return [
             f"axes: {axes or 'none'}",
             f"{points}, {', '.join(section.architectures)}, {counted(len(section.seeds), 'seed')}:"
             f" {counted(len(grid.trials), 'trial')}",
             *(f"invalid: point {point.number} ({_named(point.values)}): {point.problem}" for point in invalid),
+            f"parameters: {self._sizes()}",
             f"finished {len(self.finished):,}, failed {len(self.failed):,}, to run {len(self.missing):,}:"
-            f" {tokens:,} training tokens",
+            f" {self._tokens()}",
             *([f"failed trials are run again with --retry-failed: {len(self.failed):,}"] if self.failed else []),
             f"trials: {shown_path(grid.trials_folder)}; tables: {shown_path(grid.folder)}",
         ]
+
+    def _sizes(self) -> str:
+        """The range of the trials' parameters, by architecture."""
+        parts = []
+        for architecture in self.grid.config.grid_search.architectures:
+            sizes = {trial.parameters for trial in self.grid.trials if trial.architecture == architecture}
+            if sizes:
+                low, high = min(sizes), max(sizes)
+                parts.append(f"{architecture} {low:,}" + (f" to {high:,}" if high > low else ""))
+        return ", ".join(parts) or "none"
+
+    def _tokens(self) -> str:
+        # Epochs are as long as the data are.
+        if self.grid.lacks and any(counts_epochs(trial) for trial in self.missing):
+            return "train.max_epochs of data that are not there yet"
+        return f"{sum(map(planned_tokens, self.missing)):,} training tokens"
 
 
 def _named(values: dict[str, Any]) -> str:
@@ -91,6 +111,7 @@ class Calibration:
 
     costs: list[tuple[Trial, Cost]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    keep: Callable[[Trial, Cost], None] = lambda _trial, _cost: None
 
     def started(self, trial: Trial) -> None:
         pass
@@ -98,6 +119,7 @@ class Calibration:
     def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
         if result:
             self.costs.append((trial, Cost(**result)))
+            self.keep(trial, Cost(**result))
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         self.failures.append(f"{trial.id} ({kind}): {message}")
@@ -114,23 +136,52 @@ class Calibration:
 
 def estimate(plan: Plan, pool: Pool, kilowatts: Callable[[], float], say: Callable[[str], None]) -> None:
     """Say how long the missing trials will take, from finished ones of this sweep or a few steps of some."""
-    measured = Calibration(_known_costs(plan))
+    places = len(pool.places)
+    kept = KeptCosts(
+        plan.grid.folder / "calibration.json", [os.uname().nodename, places, pool.places[0], provenance.commit()]
+    )
+    by_id = {trial.id: trial for trial in plan.grid.trials}
+    measured = Calibration([*_known_costs(plan), *kept.read(by_id)], keep=kept.add)
     probes = [one for one in extremes(plan.missing) if not any(is_like(one, known) for known, _ in measured.costs)]
     if probes:
         say(f"calibrating: {2 * STEPS} steps of {counted(len(probes), 'trial')}")
         # Every worker takes part: they are as slow beside each other as they will be, and have warmed up then.
-        shared = islice(cycle(probes), max(len(probes), len(pool.places)))
+        shared = islice(cycle(probes), max(len(probes), places))
         pool.run(shared, measured, {"calibration_steps": STEPS})
     for failure in dict.fromkeys(measured.failures):
         say(f"calibration: {failure}")
     if not measured.costs:
         return
-    costs, places = Costs(measured.costs), len(pool.places)
-    each = [costs.seconds(trial, planned_steps(trial)) for trial in plan.missing]
-    seconds = duration_of(each, places)
+    seconds = _expected_seconds(plan, measured.costs, places)
     power = kilowatts()
     energy = f", about {power * seconds / 3600:.3g} kWh at {1000 * power:.0f} W" if power else ""
     say(f"expected: {duration(seconds)}, {places} at a time{energy}")
+
+
+def estimate_from_finished(plan: Plan, places: int, say: Callable[[str], None]) -> None:
+    """Say how long the missing trials will take somewhere else, from finished ones of this sweep."""
+    known = _known_costs(plan)
+    if not plan.missing:
+        return
+    if not known:
+        say(
+            "hours and kWh: known when the first trials have finished; grid_search.engine=local with --plan measures"
+            " them on the machine that it runs on"
+        )
+        return
+    energies = [result.energy_kwh for trial in plan.finished if (result := read_result(trial.folder))]
+    used = [energy for energy in energies if energy is not None]
+    energy = f", about {sum(used) / len(used) * len(plan.missing):.3g} kWh" if used else ""
+    seconds = _expected_seconds(plan, known, places)
+    say(
+        f"expected: {duration(seconds)} when {places} run at a time{energy}, from"
+        f" {counted(len(known), 'finished trial')}; waiting for the cluster comes on top"
+    )
+
+
+def _expected_seconds(plan: Plan, known: list[tuple[Trial, Cost]], places: int) -> float:
+    costs = Costs(known)
+    return duration_of([costs.seconds(trial, planned_steps(trial)) for trial in plan.missing], places)
 
 
 def _known_costs(plan: Plan) -> list[tuple[Trial, Cost]]:

@@ -23,15 +23,17 @@ from retlab.upstream import train_settings
 _TRIAL_TRAINING = {"tensorboard": False, "wandb": None, "keep_best": 1}
 
 
-def make_grid(file: Path, overrides: Sequence[str]) -> Grid:
+def make_grid(file: Path, overrides: Sequence[str], *, without_data: bool = False) -> Grid:
     """The points of a configuration's grid, each with its trials or with what is wrong with it.
 
     Args:
         file: the experiment's YAML file.
         overrides: `key.path=value` of the command line.
+        without_data: make it also where the stages before have not run: then `Grid.lacks` says so.
 
     Raises:
-        UserError: the configuration itself is wrong, or the grid has more trials than it may have.
+        UserError: the configuration itself is wrong, the grid has more trials than it may have, or stages before have
+            not run.
     """
     config = load_config(file, overrides)
     section = config.grid_search
@@ -47,8 +49,10 @@ def make_grid(file: Path, overrides: Sequence[str]) -> Grid:
             f" {section.max_trials:,}; raise that, or take fewer values, seeds or architectures"
         )
     maker = _Maker(file, overrides, config)
+    if maker.lacks and not without_data:
+        raise UserError(maker.lacks)
     points = [maker.point(number, values) for number, values in enumerate(kept, start=1)]
-    return Grid(config, points, len(combinations) - len(kept))
+    return Grid(config, points, len(combinations) - len(kept), maker.lacks)
 
 
 def _fits(values: dict[str, Any], rule: dict[str, Any]) -> bool:
@@ -62,7 +66,13 @@ class _Maker:
         self._file, self._config = file, config
         # The trials have no grid of their own.
         self._overrides = [word for word in overrides if not word.startswith("grid_search")]
-        self._inputs = input_identity(config)
+        self.lacks: str | None = None
+        try:
+            self._inputs = input_identity(config)
+        except UserError as error:
+            self._inputs, self.lacks = {}, str(error)
+        # Sizes depend on it, and no point is to blame where it is not known.
+        _vocabulary(config)
         self._trials_folder = Grid(config, [], 0).trials_folder
         self._counted: dict[str, int] = {}
 

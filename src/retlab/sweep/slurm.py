@@ -37,15 +37,21 @@ def submit_missing(
     Raises:
         UserError: the folder holds another sweep, or see `submit_sweep`.
     """
-    from retlab.sweep.local import claim
-    from retlab.sweep.plan import make_plan
+    from retlab.sweep.local import LATER, claim
+    from retlab.sweep.plan import estimate_from_finished, make_plan
 
     if not plan_only:
         require("sbatch")
-    claim(grid)
-    for line in make_plan(grid, retry_failed).lines():
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        claim(grid)
+    plan = make_plan(grid, retry_failed)
+    for line in plan.lines():
         say(line)
     if plan_only:
+        if grid.lacks:
+            say(f"{LATER}: {grid.lacks}")
+        else:
+            estimate_from_finished(plan, grid.config.grid_search.max_parallel, say)
         return None
     with artifacts.lock(grid.folder, True, lambda: say("waiting: another process runs this sweep")):
         submission = submit_sweep(grid, say, retry_failed=retry_failed, given=given)

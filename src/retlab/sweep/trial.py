@@ -75,8 +75,8 @@ def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], 
     try:
         numbers = _train_and_test(trial, say, stop_requested)
     except NotFinite as error:
-        say(str(error))
-        numbers = {"status": "diverged", "message": str(error), "steps": error.step, "tokens": error.tokens}
+        say(error.what)
+        numbers = {"status": "diverged", "message": error.what, "steps": error.step, "tokens": error.tokens}
     seconds = time.monotonic() - clock
     numbers = {"training_seconds": seconds, "tokens_per_second": 0.0, **numbers}
     return TrialResult(

@@ -149,11 +149,8 @@ class TrainingLoop(pl.Callback):
         if loss is None:
             return None
         if not math.isfinite(loss):
-            raise NotFinite(
-                f"the validation loss became {loss} after step {state.step}; earlier checkpoints are kept:"
-                " lower train.learning_rate",
-                state.step, state.tokens,
-            )  # fmt: skip
+            what = f"the validation loss became {loss} after step {state.step}"
+            raise NotFinite(what, "lower train.learning_rate", state.step, state.tokens)
         is_gain = not state.best or loss < state.best[0][0]
         state.best = sorted([*state.best, [loss, state.step]])[: train.keep_best]
         state.validations_without_gain = 0 if is_gain else state.validations_without_gain + 1

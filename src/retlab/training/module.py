@@ -216,7 +216,8 @@ class TrainingModule(pl.LightningModule):
         totals = self.agreement.sum(own.tolist())
         for entry, total, norm in zip(unread, totals, norms, strict=True):
             if not (math.isfinite(total) and math.isfinite(norm)):
-                raise NotFinite(self._not_finite(entry, total, norm), entry.step, self.state.tokens)
+                advice = "lower train.learning_rate or look at that text"
+                raise NotFinite(self._not_finite(entry, total, norm), advice, entry.step, self.state.tokens)
             self.state.interval_loss += total
             self.state.interval_tokens += entry.tokens
             self.state.gradient_norm = norm
@@ -230,10 +231,7 @@ class TrainingModule(pl.LightningModule):
             found = [window for part in parts for window in part]
         what = f"the loss became {total}" if not math.isfinite(total) else f"the norm of the gradient became {norm}"
         shown = ", ".join(map(str, found[:64])) + (", ..." if len(found) > 64 else "")
-        return (
-            f"{what} at step {entry.step}, in the batch with the windows {shown} of its epoch;"
-            " earlier checkpoints are kept: lower train.learning_rate or look at that text"
-        )
+        return f"{what} at step {entry.step}, in the batch with the windows {shown} of its epoch"
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch], is_stopping: Callable[[], bool]) -> float | None:
