@@ -22,7 +22,8 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     if config.grid_search.axes:
         trials, trouble = grid_search(command)
         notes.append(trouble)
-        lines.append(remaining_trials(trials, words))
+        if all(row.state == "done" for row in rows if row.stage == "tokenize_data"):
+            lines.append(remaining_trials(trials, words))
         rows = [*rows, trials]
     print(table(f"{config.name}: {shown_path(config.run_folder)}", rows))
     print()

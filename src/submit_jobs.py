@@ -55,8 +55,11 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         if scheduler_has_looked(notes):
             break
         time.sleep(0.25)
-    for line in what_waits(notes):
+    troubles = what_waits(notes)
+    for line in troubles:
         print(line)
+    if troubles:
+        print(f"take them out of the queue with: scancel {' '.join(str(note.job) for note in notes)}")
 
 
 def _sweep(command: StageCommand) -> None:

@@ -30,9 +30,11 @@ def config(tmp_path: Path) -> Path:
         (["cluster.partition=nope"], "invalid partition specified: nope", "cluster.partition: nope"),
         (["cluster.stages.train_model={partition: nope}"], "nope", "cluster.stages.train_model.partition: nope"),
         (["--", "-p", "nope"], "invalid partition specified: nope", "--partition=nope after --"),
-        (["cluster.time=soon"], "Invalid --time specification", "cluster.time: soon"),
+        (["--", "--time=soon"], "Invalid --time specification", "--time=soon after --"),
         (["cluster.memory=9999G"], "Memory specification can not be satisfied", "cluster.memory: 9999G"),
         (["cluster.gpus=h100:1"], "node configuration", "cluster.gpus: h100:1"),
+        # Of several keys that Slurm's words may mean, those without which it would take the job.
+        (["cluster.gpus=9", "cluster.cpus=1", "cluster.memory=10M"], "node configuration", "from cluster.gpus: 9\n"),
         (["--", "--no-such-option"], "--no-such-option", "--no-such-option after --"),
     ],
 )

@@ -24,7 +24,7 @@ from retlab.sweep.grid import Grid, Point, Trial
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
 from retlab.sweep.slurm_status import sweep_status
-from retlab.sweep.submissions import Task, tasks
+from retlab.sweep.submissions import Task, read_submissions, tasks, write_submission
 from retlab.sweep_settings import GridSearchSection
 
 pytestmark = pytest.mark.component
@@ -99,7 +99,19 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     assert [len(queue.jobs([array.job])) for array in first.arrays] == [MAX_ARRAY_SIZE, 2]
     started = tmp_path / "started"
     until(lambda: len(running(grid)) == 3 and started.exists() and len(started.read_text().split()) == 3)
-    # All is in the queue: nothing is submitted twice.
+    # All is in the queue: nothing is submitted twice, not even where a kill came before sbatch's answer was kept.
+    ((folder, record),) = read_submissions(grid.config)
+    write_submission(
+        folder,
+        record.model_copy(
+            update={
+                "arrays": [
+                    array.model_copy(update={"job": 0})
+                    for array in [*record.arrays, record.arrays[0].model_copy(update={"name": "never"})]
+                ]
+            }
+        ),
+    )
     again = submit_sweep(grid, lines.append)
     assert again is not None
     assert not again.arrays

@@ -63,6 +63,22 @@ def jobs(ids: Sequence[int]) -> list[Job]:
     return found
 
 
+def numbers(names: Sequence[str]) -> dict[str, int]:
+    """The numbers of the jobs of these names that the queue knows, by name.
+
+    Raises:
+        UserError: squeue is not here or has no answer.
+    """
+    if not names:
+        return {}
+    layout = f"%F{_SEPARATOR}%j"
+    answer = call(["squeue", "-h", "--states=all", f"--name={','.join(names)}", "-o", layout])
+    if answer.returncode != 0:
+        raise UserError(f"squeue cannot tell what is in the queue: {reason_given(answer)}")
+    pairs = (line.split(_SEPARATOR) for line in answer.stdout.splitlines())
+    return {name: int(number) for number, name in pairs}
+
+
 _NEVER = {
     r"PartitionNodeLimit|PartitionConfig": "it asks for more than the partition has or allows; ask for less"
     " (cluster.time, nodes, cpus, memory, gpus) or for another cluster.partition",

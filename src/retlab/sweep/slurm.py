@@ -1,5 +1,6 @@
 """A sweep as job arrays of Slurm: a task for each trial that is missing, and after them a job that makes the table."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -101,7 +102,11 @@ def submit_sweep(
     try:
         for number, trials in enumerate(lists):
             write_trials(folder / f"trials-{number}.json", trials)
-            array = _submit_array(grid, folder, number, trials, submission, retry_failed, given)
+            array = _array(grid, folder, number)
+            # Who is killed before sbatch has told the number finds the job by its name.
+            write_submission(folder, Submission(arrays=[*submission.arrays, array]))
+            job = _submit_array(grid, folder, array, trials, submission, retry_failed, given)
+            array = array.model_copy(update={"job": job})
             submission = Submission(arrays=[*submission.arrays, array])
             write_submission(folder, submission)
             say(f"submitted {len(trials)} trials: job array {array.job}, {_at_a_time(grid, trials)} at a time")
@@ -110,6 +115,8 @@ def submit_sweep(
         write_submission(folder, submission)
     except BaseException:
         sbatch.cancel([array.job for array in submission.arrays])
+        # Nothing of it is in the queue.
+        write_submission(folder, submission)
         raise
     say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
     for line in _what_waits([array.job for array in submission.arrays]):
@@ -128,25 +135,33 @@ def _at_a_time(grid: Grid, trials: Sequence[Trial]) -> int:
     return min(grid.config.grid_search.max_parallel, len(trials))
 
 
+def _array(grid: Grid, folder: Path, number: int) -> TrialArray:
+    """An array of a submission before it has a job."""
+    # Experiments of one name may lie in several folders.
+    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    # squeue takes names with commas between them.
+    name = f"trials-{grid.config.name}-{folder.name}-{number}-{place}".replace(",", "_")
+    return TrialArray(
+        job=0, name=name, file=f"trials-{number}.json", log=f"{notes_folder(grid.config)}/trials-%A_%a.log"
+    )
+
+
 def _submit_array(
     grid: Grid,
     folder: Path,
-    number: int,
+    array: TrialArray,
     trials: Sequence[Trial],
     before: Submission,
     retry_failed: bool,
     given: Sequence[str],
-) -> TrialArray:
-    name = f"trials-{grid.config.name}-{folder.name}-{number}"
-    log = f"{_percents(notes_folder(grid.config))}/trials-%A_%a.log"
+) -> int:
+    log = array.log.replace("%", "%%").replace("%%A_%%a", "%A_%a")
     words = [f"--array=0-{len(trials) - 1}%{grid.config.grid_search.max_parallel}"]
     # The next array begins when the one before has ended, so that never more than max_parallel run.
     if before.arrays:
         words.append(f"--dependency=afterany:{before.arrays[-1].job}")
-    file = folder / f"trials-{number}.json"
-    task = [f"--trials={file}", *(["--retry-failed"] if retry_failed else [])]
-    job = _submit(grid, "trials", name, log, words, task, given if not before.arrays else _independent(given))
-    return TrialArray(job=job, name=name, file=file.name, log=log.replace("%%", "%"))
+    task = [f"--trials={folder / array.file}", *(["--retry-failed"] if retry_failed else [])]
+    return _submit(grid, "trials", array.name, log, words, task, given if not before.arrays else _independent(given))
 
 
 def submit_table(

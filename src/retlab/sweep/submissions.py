@@ -19,9 +19,9 @@ class TrialArray(Section):
     """One job array, a task for each trial of a file."""
 
     job: int
-    "Its number."
+    "Its number; 0 until sbatch has told it, which who is killed in that moment does not hear."
     name: str
-    "Its name in the queue."
+    "Its name in the queue, which no other array has."
     file: str
     "The file with its trials, beside this record."
     log: str
@@ -93,13 +93,28 @@ def read_submissions(config: ExperimentConfig) -> list[tuple[Path, Submission]]:
     return found
 
 
+def _with_numbers(records: list[tuple[Path, Submission]]) -> list[tuple[Path, Submission]]:
+    """Records whose arrays have the numbers that the queue knows; those that never came there are left out."""
+    unheard = [array.name for _, record in records for array in record.arrays if not array.job]
+    known = queue.numbers(unheard)
+    numbered = []
+    for folder, record in records:
+        arrays = [
+            array if array.job else array.model_copy(update={"job": known[array.name]})
+            for array in record.arrays
+            if array.job or array.name in known
+        ]
+        numbered.append((folder, record.model_copy(update={"arrays": arrays})))
+    return numbered
+
+
 def tasks(config: ExperimentConfig) -> list[Task]:
     """All trials that were ever submitted, of each the last submission.
 
     Raises:
         UserError: squeue has no answer.
     """
-    records = read_submissions(config)
+    records = _with_numbers(read_submissions(config))
     found = queue.jobs([array.job for _, record in records for array in record.arrays])
     known = {(job.id, job.name, job.index): job for job in found}
     latest: dict[str, Task] = {}
