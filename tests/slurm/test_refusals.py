@@ -55,6 +55,19 @@ def test_a_chain_that_cannot_be_submitted_as_a_whole_is_not_submitted(slurm: Pri
 
 
 @WITH_SLURM
+def test_an_account_that_the_partition_does_not_admit_is_named(config: Path) -> None:
+    """A Slurm without accounting takes the job and leaves it pending."""
+    words = ["cluster.partition=paid", "cluster.account=them"]
+    answer = script(PROJECT_ROOT, "01_download_data.sh", str(config), *words)
+    (job,) = re.findall(r"job (\d+);", answer.stdout)
+    assert answer.stdout.endswith(f"take them out of the queue with: scancel {job}\n"), answer.stdout
+    for text in (answer.stdout, script(PROJECT_ROOT, "status.sh", str(config)).stdout):
+        flat = " ".join(text.split())
+        assert "account not known, so it can't use this partition (paid allows research)" in flat, text
+        assert "cluster.account" in flat, text
+
+
+@WITH_SLURM
 def test_a_job_that_can_never_start_is_named(config: Path) -> None:
     answer = script(PROJECT_ROOT, "01_download_data.sh", str(config), "cluster.partition=short", "cluster.time=1:00:00")
     for text in (answer.stdout, script(PROJECT_ROOT, "status.sh", str(config)).stdout):
