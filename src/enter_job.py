@@ -27,10 +27,22 @@ from retlab.command import run_command
 from retlab.config import ExperimentConfig, load_config
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
+from retlab.storage import sentence
+from retlab.sweep.submissions import cancel_waiting
 
 
 def main() -> None:
     """Answer slurm/job.sh."""
+    try:
+        _enter()
+    except OSError as error:
+        trials = [word.removeprefix("--trials=") for word in sys.argv if word.startswith("--trials=")]
+        if trials and sentence(error):
+            cancel_waiting(Path(trials[0]), lambda line: print(f"[grid_search] {line}", file=sys.stderr))
+        raise
+
+
+def _enter() -> None:
     stage, *words = sys.argv[1:]
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
     job = int(os.environ["SLURM_ARRAY_JOB_ID" if index else "SLURM_JOB_ID"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from retlab.artifacts import lock
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
-from retlab.errors import Interrupted, UserError
+from retlab.errors import Interrupted, StorageFailed, UserError
 from retlab.progress import counted
 from retlab.section import PROJECT_ROOT, shown_path
 from retlab.sweep.grid import Grid
@@ -41,12 +41,15 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     if options.task is not None:
         _run_one(config, options, stop_requested)
         return
-    from retlab.sweep.plan import refuse_invalid
+    from retlab.sweep.plan import refuse_invalid, tell_without_inputs
     from retlab.sweep.points import make_grid
 
-    grid = make_grid(options.config, command.overrides, without_data=options.plan)
+    grid = make_grid(options.config, command.overrides, plan_only=options.plan)
     if options.table:
         _tables(grid)
+        return
+    if grid.lacking:
+        tell_without_inputs(grid, _say)
         return
     if not options.plan:
         refuse_invalid(grid, options.skip_invalid)
@@ -85,9 +88,6 @@ def _leave(number: int, _frame: object) -> None:
 def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.local import run_locally
 
-    if options.plan and grid.lacks:
-        run_locally(grid, plan_only=True, retry_failed=options.retry_failed, stop_requested=stop_requested, say=_say)
-        return
     grid.folder.mkdir(parents=True, exist_ok=True)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
@@ -137,12 +137,17 @@ def _submit(grid: Grid, command: StageCommand) -> None:
 
 def _run_one(config: ExperimentConfig, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.alone import run_alone
+    from retlab.sweep.submissions import cancel_waiting
     from retlab.sweep.trial_list import read_trial
 
     if options.trials is None:
         raise UserError("command line: --task needs --trials FILE, the list that its number counts in")
     trial = read_trial(options.trials, options.task)
-    run_alone(trial, config.grid_search.trial_timeout, options.retry_failed, stop_requested, _say)
+    try:
+        run_alone(trial, config.grid_search.trial_timeout, options.retry_failed, stop_requested, _say)
+    except StorageFailed:
+        cancel_waiting(options.trials, _say)
+        raise
 
 
 if __name__ == "__main__":

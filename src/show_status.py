@@ -40,10 +40,10 @@ def grid_search(command: StageCommand) -> tuple[Status, str | None]:
     from retlab.sweep.slurm_status import sweep_status
 
     try:
-        grid = make_grid(command.options.config, command.overrides, without_data=True)
+        grid = make_grid(command.options.config, command.overrides, plan_only=True)
     except UserError as error:
         return Status("grid_search", detail=str(error).replace("\n", "; ")), None
-    if grid.lacks:
+    if grid.lacking:
         return Status("grid_search", detail=f"{counted(len(grid.trials), 'trial')}; the stages before come first"), None
     return sweep_status(grid)
 

@@ -64,14 +64,17 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
 
 def _sweep(command: StageCommand) -> None:
     """Submit the trials of a sweep that are missing as job arrays."""
-    from retlab.sweep.plan import refuse_invalid
+    from retlab.sweep.plan import refuse_invalid, tell_without_inputs
     from retlab.sweep.points import make_grid
     from retlab.sweep.slurm import submit_missing, submit_table
 
     options = command.options
-    grid = make_grid(options.config, command.overrides, without_data=options.plan)
+    grid = make_grid(options.config, command.overrides, plan_only=options.plan)
     if options.table:
         submit_table(grid, print, given=command.after)
+        return
+    if grid.lacking:
+        tell_without_inputs(grid, print)
         return
     if not options.plan:
         refuse_invalid(grid, options.skip_invalid)

@@ -11,7 +11,14 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A loss or a gradient is not finite: the training diverged. `what` says that without advice."""
+    """A loss or a gradient is not finite: the training diverged.
+
+    Args:
+        what: what became not finite, and where; all there is to say where no checkpoint is kept.
+        advice: what to do about it.
+        step: the optimizer step.
+        tokens: tokens trained on until then.
+    """
 
     def __init__(self, what: str, advice: str, step: int, tokens: int) -> None:
         super().__init__(f"{what}; earlier checkpoints are kept: {advice}")

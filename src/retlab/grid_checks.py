@@ -24,6 +24,9 @@ _ELSEWHERE = {
 def grid_errors(config: "ExperimentConfig") -> Iterator[Problem]:
     """Everything that is wrong with axes and rules, as key path and sentence."""
     section, valid = config.grid_search, axis_keys(config)
+    # What a mistyped axis is called, so that no rule is told to follow the mistake.
+    known = {*valid, *_ELSEWHERE}
+    meant = {key if key in known else _nearest(key, valid)[0]: values for key, values in section.axes.items()}
     for key, values in section.axes.items():
         path = ("grid_search", "axes", key)
         if key not in valid:
@@ -41,7 +44,7 @@ def grid_errors(config: "ExperimentConfig") -> Iterator[Problem]:
             for value in _twice(getattr(section, name))
         )
     for number, rule in enumerate(section.exclude):
-        yield from _rule_errors(("grid_search", "exclude", number), rule, section.axes, valid)
+        yield from _rule_errors(("grid_search", "exclude", number), rule, meant)
 
 
 def axis_keys(config: "ExperimentConfig") -> list[str]:
@@ -98,27 +101,27 @@ def _twice(values: list[Any]) -> list[Any]:
 def _no_axis(key: str, valid: list[str], architectures: list[Any]) -> str:
     if key in _ELSEWHERE:
         return f"this is no axis; {_ELSEWHERE[key]}"
-    last = key.split(".")[-1]
-    close = [name for name in valid if name.split(".")[-1] == last]
-    close = close or difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    close = _nearest(key, valid)
     if key.startswith("data."):
         return f"this is no axis: all trials share one text, split and tokenizer; the nearest is '{close[0]}'"
     among = f" of {', '.join(architectures)}" if key.startswith("model.") else ""
     return f"this is no key{among} that an axis can vary; the nearest valid key is '{close[0]}'"
 
 
-def _rule_errors(
-    path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]], valid: list[str]
-) -> Iterator[Problem]:
+def _nearest(key: str, valid: list[str]) -> list[str]:
+    """The valid keys that it may be meant for, the best first."""
+    last = key.split(".")[-1]
+    return [name for name in valid if name.split(".")[-1] == last] or difflib.get_close_matches(
+        key, valid, n=1, cutoff=0.0
+    )
+
+
+def _rule_errors(path: KeyPath, rule: dict[str, Any], axes: dict[str, list[Any]]) -> Iterator[Problem]:
     if not rule:
         yield Problem(path, "the rule is empty and would leave out every point; name axes and their values")
     for key, wanted in rule.items():
         if key not in axes:
-            mistyped = [axis for axis in axes if axis not in valid]
-            if key in valid and difflib.get_close_matches(key, mistyped, n=1):
-                # The axis that it means has the mistake, which is told of there.
-                continue
-            close = difflib.get_close_matches(key, [axis for axis in axes if axis in valid], n=1, cutoff=0.0)
+            close = _nearest(key, list(axes))
             hint = f"; the nearest is '{close[0]}'" if close else ""
             yield Problem((*path, key), f"this is no axis of the grid{hint}")
             continue

@@ -28,7 +28,7 @@ def test_each_stage_has_its_own_options() -> None:
 def _answering(monkeypatch: pytest.MonkeyPatch, code: int, out: str = "", err: str = "") -> list[list[str]]:
     called = []
 
-    def call(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    def call(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
         called.append(command)
         return subprocess.CompletedProcess(command, code, out, err)
 

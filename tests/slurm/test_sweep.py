@@ -1,11 +1,15 @@
 """A sweep's job arrays on a real Slurm: most trials only wait and write a result."""
 
 import csv
+import os
+import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,20 +18,22 @@ from tests.slurm.experiments import script
 from tests.slurm.private import MAX_ARRAY_SIZE, PrivateSlurm
 from tests.training.experiment import make_config, make_inputs
 
-from retlab.cluster import queue
+from retlab.cluster import queue, sbatch
 from retlab.cluster_settings import ClusterSection
 from retlab.config import ExperimentConfig
 from retlab.data.settings import DataSection
 from retlab.section import PROJECT_ROOT
 from retlab.sweep import slurm as engine
 from retlab.sweep.grid import Grid, Point, Trial
+from retlab.sweep.points import make_grid
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
 from retlab.sweep.slurm_status import sweep_status
-from retlab.sweep.submissions import Task, read_submissions, tasks, write_submission
+from retlab.sweep.submissions import Task, read_submissions, tasks
 from retlab.sweep_settings import GridSearchSection
 
 pytestmark = pytest.mark.component
+SUBMIT = sbatch.submit
 
 # In place of slurm/07_grid_search.sh: a trial waits as long as there is a file `hold`, then has a result.
 STAND_IN = """#!/bin/bash
@@ -99,19 +105,7 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     assert [len(queue.jobs([array.job])) for array in first.arrays] == [MAX_ARRAY_SIZE, 2]
     started = tmp_path / "started"
     until(lambda: len(running(grid)) == 3 and started.exists() and len(started.read_text().split()) == 3)
-    # All is in the queue: nothing is submitted twice, not even where a kill came before sbatch's answer was kept.
-    ((folder, record),) = read_submissions(grid.config)
-    write_submission(
-        folder,
-        record.model_copy(
-            update={
-                "arrays": [
-                    array.model_copy(update={"job": 0})
-                    for array in [*record.arrays, record.arrays[0].model_copy(update={"name": "never"})]
-                ]
-            }
-        ),
-    )
+    # All is in the queue: nothing is submitted twice.
     again = submit_sweep(grid, lines.append)
     assert again is not None
     assert not again.arrays
@@ -152,6 +146,43 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     assert submit_sweep(grid, lines.append, retry_failed=True) is None
 
 
+@pytest.mark.parametrize(
+    ("killed_at", "given"),
+    [(1, ["--job-name=mine"]), (2, ["--comment=mine"]), (3, [])],
+    ids=["first array", "second array", "table"],
+)
+@pytest.mark.usefixtures("slurm")
+def test_jobs_of_a_submission_that_was_killed_before_it_noted_them_are_not_submitted_again(
+    grid: Grid, tmp_path: Path, killed_at: int, given: list[str]
+) -> None:
+    (tmp_path / "hold").touch()
+    child = os.fork()
+    if child == 0:
+        submitted = iter(range(1, 10))
+
+        def submit(*words: Any, **more: Any) -> int:
+            job = SUBMIT(*words, **more)
+            if next(submitted) == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return job
+
+        sbatch.submit = submit
+        submit_sweep(grid, print, given=given)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    until(lambda: len(running(grid)) == 3)
+    lines: list[str] = []
+    submit_sweep(grid, lines.append, given=given)
+    again = [line for line in lines if line.startswith("submitted 2 trials")]
+    assert len(again) == (killed_at == 1), "what was never given to sbatch, and nothing else"
+    assert sum("was submitted by a process that was killed" in line for line in lines) == (killed_at < 3)
+    assert sorted(task.trial for task in tasks(grid.config) if task.is_live) == sorted(one.id for one in grid.trials)
+    arrays = {array.job for _, record in read_submissions(grid.config) for array in record.arrays}
+    tables = {record.table for _, record in read_submissions(grid.config)}
+    assert {job.id for job in queue.own_jobs() if not job.is_over} == arrays | tables
+    assert (len(arrays), len(tables)) == (2, 2 if killed_at == 1 else 1)
+
+
 def cells(folder: Path, table: str) -> list[dict[str, str]]:
     """A table without what differs from run to run."""
     volatile = ("seconds", "tokens_per_second", "energy", "emissions", "started", "ended", "folder")
@@ -178,3 +209,31 @@ def test_an_array_leaves_the_tables_of_a_sweep_on_one_machine(slurm: PrivateSlur
         rows = [cells(tmp_path / "runs" / name, table) for name in ("cluster", "local")]
         assert rows[0] == rows[1], slurm.report()
         assert rows[0]
+
+
+def test_a_full_disk_ends_an_array_and_the_next_submission_runs_what_is_missing(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
+    make_inputs(tmp_path)
+    shutil.copytree(tmp_path / "tokens" / "validation", tmp_path / "tokens" / "test")
+    file = make_config(tmp_path, "full", max_steps=6, micro_batch_size=8)
+    grid_search = {"axes": {"train.learning_rate": [1e-3, 1e-2]}, "architectures": ["retnet"], "max_parallel": 1}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"grid_search": grid_search}))
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Jobs have the limits of who submits them: no checkpoint can be written, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, kept[1]))
+    try:
+        answer = script(PROJECT_ROOT, "07_grid_search.sh", str(file), "cluster.cpus=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    slurm.wait()
+    logs = [log.read_text() for log in (tmp_path / "runs" / "full" / "slurm").glob("trials-*.log")]
+    assert len(logs) == 1, "the other one never began"
+    assert "error: files may not become so large here" in logs[0]
+    status, _ = sweep_status(make_grid(file, []))
+    assert status.detail == "2 trials: 2 ended without a result"
+    assert "files may not become so large here" in " ".join(status.tail)
+    assert status.tail[-1] == "1 trial cancelled before the start"
+    answer = script(PROJECT_ROOT, "07_grid_search.sh", str(file), "cluster.cpus=1")
+    assert "submitted 2 trials" in answer.stdout, answer.stdout + answer.stderr

@@ -1,5 +1,6 @@
 """From axes to points and trials."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from retlab.artifacts import MANIFEST, read_json, write_json
 from retlab.config import load_config
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
-from retlab.sweep.plan import make_plan, refuse_invalid
+from retlab.sweep.plan import refuse_invalid, tell_without_inputs
 from retlab.sweep.points import make_grid
 
 AXES = {"train.learning_rate": [1e-3, 1e-2], "model.hidden_size": [16, 32]}
@@ -83,22 +84,35 @@ def test_rules_that_leave_nothing_are_refused(folder: Path) -> None:
         make_grid(write(folder, exclude=[{"train.learning_rate": [1e-3, 1e-2]}]), [])
 
 
-def test_missing_inputs_name_the_stage_that_makes_them(folder: Path) -> None:
-    with pytest.raises(UserError, match="missing or unfinished.*04_tokenize_data"):
+def test_missing_inputs_name_the_stages_that_make_them(folder: Path) -> None:
+    with pytest.raises(UserError, match="missing or unfinished.*02_split_data.sh.*04_tokenize_data"):
         make_grid(write(folder), ["data.tokens_folder=nowhere"])
+    with pytest.raises(UserError, match=r"03_train_tokenizer.sh, bash \S*04_tokenize_data.sh with this configuration"):
+        make_grid(write(folder), ["tokenizer.folder=nowhere"])
 
 
-def test_the_plan_needs_no_data(folder: Path) -> None:
-    whole = make_grid(write(folder), [])
-    assert whole.lacks is None
-    grid = make_grid(write(folder), ["data.tokens_folder=nowhere"], without_data=True)
-    assert grid.lacks is not None
-    assert "04_tokenize_data" in grid.lacks
-    assert [trial.parameters for trial in grid.trials] == [trial.parameters for trial in whole.trials]
-    found, expected = (make_plan(one, False).lines() for one in (grid, whole))
-    assert found == expected
-    epochs = make_grid(write(folder), ["data.tokens_folder=nowhere", "train.max_steps=null"], without_data=True)
-    assert "to run 8: train.max_epochs of data that are not there yet" in "\n".join(make_plan(epochs, False).lines())
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["parameters: retnet ", ", transformer ", "to run 4: 15,360 training tokens"]),
+        (["train.max_steps=null", "train.max_epochs=1"], ["to run 4: training tokens not known before"]),
+        (["tokenizer.from_pretrained=gpt2", "model.vocab_size=null"], ["parameters: not known before the tokenizer"]),
+    ],
+)
+def test_a_plan_needs_no_data_and_no_tokenizer(
+    folder: Path, tmp_path: Path, words: list[str], expected: list[str]
+) -> None:
+    axes = {"train.learning_rate": [1e-3, 1e-2], "model.num_attention_heads": [2, 3]}
+    file = write(folder, axes=axes, exclude=[{"train.learning_rate": 1e-2, "model.num_attention_heads": 3}])
+    words = [*words, f"data.folder={tmp_path}", f"tokenizer.folder={tmp_path}/none", f"output_dir={tmp_path}/runs"]
+    said: list[str] = []
+    tell_without_inputs(make_grid(file, words, plan_only=True), said.append)
+    text = "\n".join(said)
+    for part in ("3 points (1 excluded), retnet, transformer, 1 seed: 4 trials", "invalid: point 2 (", *expected):
+        assert part in text
+    assert "hours and kWh are known once" in said[-1]
+    assert re.search("01_download.*02_split.*03_train_tok.*04_tokenize.* one after the other$", said[-1])
+    assert not list(tmp_path.iterdir()), "nothing is done"
 
 
 def test_a_point_where_no_width_fits_names_the_architecture(folder: Path) -> None:
@@ -160,10 +174,6 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
         ({"exclude": [{"train.lerning_rate": 1}]}, ["grid_search.exclude.0.train.lerning_rate", "train.learning_rate"]),
         ({"exclude": [{"train.learning_rate": 5}]}, ["found 5"]),
         ({"seeds": [1, 2, 1]}, ["grid_search.seeds", "twice"]),
-        (
-            {"axes": {"train.lerning_rate": [1]}, "exclude": [{"train.learning_rate": 1}]},
-            ["grid_search.axes.train.lerning_rate", "train.learning_rate"],
-        ),
     ],
 )
 def test_a_wrong_grid_is_refused_where_it_stands(folder: Path, grid_search: dict, sentences: list[str]) -> None:
@@ -176,6 +186,19 @@ def test_a_wrong_grid_is_refused_where_it_stands(folder: Path, grid_search: dict
     assert lines[0].removeprefix(f"{file}:").split(":")[0].isdigit()
     for sentence in sentences:
         assert sentence in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "lines"),
+    [("train.learning_rate", 1), ("train.lerning_rate", 2), ("train.learning_rat", 2)],
+)
+def test_a_mistyped_axis_is_no_hint_for_a_rule(folder: Path, rule: str, lines: int) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(write(folder, axes={"train.lerning_rate": [1e-3, 1e-2]}, exclude=[{rule: 1e-2}]))
+    found = str(error.value).splitlines()
+    assert len(found) == lines, "a rule that has the right name is right as soon as the axis is"
+    assert all("the nearest valid key is 'train.learning_rate'" in line for line in found[:1])
+    assert all("the nearest is 'train.learning_rate'" in line for line in found[1:])
 
 
 def test_too_many_trials_are_refused(folder: Path) -> None:

@@ -13,14 +13,20 @@ def installed(program: str = "sbatch") -> bool:
     return shutil.which(program) is not None
 
 
-def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def call(command: Sequence[str], *, keep_open: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's programs and return what it said.
+
+    Args:
+        command: the program and its words.
+        keep_open: files that the program holds open, too, and with them their locks, should this process be killed.
 
     Raises:
         UserError: it is not installed here.
     """
     require(command[0])
-    return subprocess.run(command, capture_output=True, text=True, env=outer_environment(), errors="replace")
+    return subprocess.run(
+        command, capture_output=True, text=True, env=outer_environment(), errors="replace", pass_fds=keep_open
+    )
 
 
 def require(program: str) -> None:

@@ -1,5 +1,6 @@
 """The queue, as squeue shows it: waiting and running jobs, and for some minutes those that ended."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from retlab.errors import UserError
 
 # No character of a job's name or of a reason in words.
 _SEPARATOR = "\x1f"
-_FIELDS = ("%F", "%K", "%T", "%r", "%N", "%S", "%j")
+_FIELDS = ("%F", "%K", "%T", "%r", "%N", "%S", "%j", "%k")
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
@@ -34,6 +35,8 @@ class Job:
     "Its start, for a waiting job the expected one, as Slurm writes it."
     name: str
     "Its name."
+    comment: str = ""
+    "What sbatch was told to note."
 
     @property
     def is_over(self) -> bool:
@@ -47,10 +50,20 @@ def jobs(ids: Sequence[int]) -> list[Job]:
     Raises:
         UserError: squeue is not here or has no answer.
     """
-    if not ids:
-        return []
-    listed = ",".join(map(str, sorted(set(ids))))
-    answer = call(["squeue", "-h", "-r", "--states=all", f"--jobs={listed}", "-o", _SEPARATOR.join(_FIELDS)])
+    return _asked("-r", f"--jobs={','.join(map(str, sorted(set(ids))))}") if ids else []
+
+
+def own_jobs() -> list[Job]:
+    """All of this user's jobs that squeue knows; of an array's waiting tasks all in one.
+
+    Raises:
+        UserError: squeue is not here or has no answer.
+    """
+    return _asked(f"--user={os.geteuid()}")
+
+
+def _asked(*which: str) -> list[Job]:
+    answer = call(["squeue", "-h", "--states=all", *which, "-o", _SEPARATOR.join(_FIELDS)])
     if answer.returncode != 0:
         # Of a single job that Slurm has forgotten squeue says this; of several it leaves it out.
         if "Invalid job id" in answer.stderr:
@@ -61,22 +74,6 @@ def jobs(ids: Sequence[int]) -> list[Job]:
         number, index, *texts = line.split(_SEPARATOR)
         found.append(Job(int(number), int(index) if index.isdigit() else None, *texts))
     return found
-
-
-def numbers(names: Sequence[str]) -> dict[str, int]:
-    """The numbers of the jobs of these names that the queue knows, by name.
-
-    Raises:
-        UserError: squeue is not here or has no answer.
-    """
-    if not names:
-        return {}
-    layout = f"%F{_SEPARATOR}%j"
-    answer = call(["squeue", "-h", "--states=all", f"--name={','.join(names)}", "-o", layout])
-    if answer.returncode != 0:
-        raise UserError(f"squeue cannot tell what is in the queue: {reason_given(answer)}")
-    pairs = (line.split(_SEPARATOR) for line in answer.stdout.splitlines())
-    return {name: int(number) for number, name in pairs}
 
 
 _NEVER = {

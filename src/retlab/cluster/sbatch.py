@@ -69,7 +69,13 @@ def _asked(cluster: ClusterSection, stage: str, num_nodes: int) -> Iterator[_Ask
 
 
 def submit(
-    words: Sequence[str], *, stage: str, cluster: ClusterSection, given: Sequence[str] = (), num_nodes: int = 1
+    words: Sequence[str],
+    *,
+    stage: str,
+    cluster: ClusterSection,
+    given: Sequence[str] = (),
+    num_nodes: int = 1,
+    keep_open: Sequence[int] = (),
 ) -> int:
     """Submit a job and return its number.
 
@@ -79,12 +85,14 @@ def submit(
         cluster: the section of the configuration, whose options come first.
         given: the user's own words for sbatch, which come last and win.
         num_nodes: see `options`.
+        keep_open: files that sbatch holds open, too.
 
     Raises:
         UserError: sbatch is not here, or Slurm refuses: its words, and what in the configuration they are about.
     """
     chosen, script = _split(words)
-    answer = call(["sbatch", "--parsable", *options(cluster, stage, num_nodes), *chosen, *given, *script])
+    command = ["sbatch", "--parsable", *options(cluster, stage, num_nodes), *chosen, *given, *script]
+    answer = call(command, keep_open=keep_open)
     if answer.returncode != 0:
         raise UserError(_refusal(reason_given(answer), stage, cluster, given, num_nodes, [*chosen, *given, *script]))
     number = answer.stdout.split(";")[0].strip()
@@ -174,8 +182,8 @@ def without(given: Sequence[str], option: str, short: str) -> list[str]:
     return kept
 
 
-def cancel(ids: Sequence[int]) -> None:
-    """Take jobs out of the queue; those that are over are left as they are."""
+def cancel(ids: Sequence[int], *, waiting_alone: bool = False) -> None:
+    """Take jobs out of the queue, with `waiting_alone` only what has not begun; what is over is left as it is."""
     if ids and installed("scancel"):
         with contextlib.suppress(UserError):
-            call(["scancel", *map(str, ids)])
+            call(["scancel", *(["--state=PENDING"] if waiting_alone else []), *map(str, ids)])

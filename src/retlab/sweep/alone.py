@@ -11,6 +11,7 @@ from collections.abc import Callable
 from retlab import artifacts
 from retlab.emissions import track_emissions
 from retlab.errors import EXIT_OK, StorageFailed, UserError
+from retlab.storage import storage_errors
 from retlab.sweep.failures import keep_failure, memory_kills, of_death, of_error, of_time
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import read_failure, read_result
@@ -39,6 +40,7 @@ def run_alone(
         say: prints a line for people.
 
     Raises:
+        StorageFailed: files cannot be written, which is no failure of this trial.
         UserError: the trial failed, which its folder tells, too.
         Interrupted: `stop_requested` became true; the work is saved.
         SystemExit: the child has said why.
@@ -53,7 +55,9 @@ def run_alone(
         os.close(heard)
         os.close(kept)
         threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-        _run_locked(trial, retry_failed, stop_requested, say, lambda: os.write(begun, b"."))
+        # Its lock and its result may be impossible to write, too.
+        with storage_errors(trial.folder.parent):
+            _run_locked(trial, retry_failed, stop_requested, say, lambda: os.write(begun, b"."))
         return
     os.close(begun)
     os.close(alive)

@@ -6,12 +6,11 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retlab.artifacts import read_json, write_json
 from retlab.data.loader import TokenLoader
 from retlab.models.counting import flops_per_token
 from retlab.sweep.grid import Trial
@@ -67,33 +66,6 @@ def _run(trial: Trial, steps: int, stop_requested: Callable[[], bool]) -> dict[s
     half = seconds.get(steps, 0.0) if 2 * steps in seconds else 0.0
     step = (result.training_seconds - half) / max(result.steps - (steps if half else 0), 1)
     return {"step": step, "validation": validation, "overhead": max(0.0, total - result.training_seconds - validation)}
-
-
-class KeptCosts:
-    """Measured costs in a file, for the next start of a sweep that was stopped early.
-
-    Args:
-        file: where they are kept.
-        machine: what they were measured on, in plain values; those of another one do not count.
-    """
-
-    def __init__(self, file: Path, machine: list[Any]) -> None:
-        self._file, self._machine = file, machine
-
-    def read(self, trials: Mapping[str, Trial]) -> list[tuple[Trial, Cost]]:
-        """The costs of those of the trials that were measured."""
-        return [(trials[name], Cost(**cost)) for name, cost in self._costs().items() if name in trials]
-
-    def add(self, trial: Trial, cost: Cost) -> None:
-        """Keep one more; a later one of the same trial, whose worker had warmed up, replaces the first."""
-        costs = self._costs() | {trial.id: asdict(cost)}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"machine": self._machine, "costs": costs})
-
-    def _costs(self) -> dict[str, dict[str, float]]:
-        kept = read_json(self._file)
-        is_mine = isinstance(kept, dict) and kept.get("machine") == self._machine
-        return kept["costs"] if is_mine else {}
 
 
 class Costs:
@@ -172,11 +144,6 @@ def planned_steps(trial: Trial) -> int:
         seed=trial.seed, eos_id=0, pad_id=0, rank=0, world_size=1,
     )  # fmt: skip
     return max(1, math.ceil((section.max_epochs or 1) * loader.steps_per_epoch))
-
-
-def counts_epochs(trial: Trial) -> bool:
-    """Whether the length of the data decides how long it trains."""
-    return trial.config.train.max_steps is None and trial.config.train.max_tokens is None
 
 
 def planned_tokens(trial: Trial) -> int:

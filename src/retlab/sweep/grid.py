@@ -52,8 +52,8 @@ class Grid:
     points: list[Point]
     excluded: int
     "Points that `exclude` leaves out."
-    lacks: str | None = None
-    "What a stage before has not made, in a sentence; without it the trials have sizes, but no identity."
+    lacking: str | None = None
+    "What of the data and the tokenizer is not there, in a sentence: such a grid is good for a plan alone."
 
     @property
     def folder(self) -> Path:

@@ -26,7 +26,6 @@ _INTERVAL_SECONDS = 5.0
 """Longest time between two measurements of power, which trials of seconds share."""
 _PATIENCE_SECONDS = 20.0
 """How long a first result waits for a first measurement of power."""
-LATER = "hours and kWh: measured when the data are there"
 
 
 def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], bool]) -> Pool:
@@ -57,6 +56,8 @@ def _places(grid: Grid, trials: int) -> list[dict[str, str]]:
                 " trial takes one; lower it"
             )
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: section.workers]][: max(1, trials)]
+    if train.device == "cuda":
+        raise UserError("train.device is cuda, but torch sees no GPU here; set it to cpu or auto, or check the driver")
     cores = len(os.sched_getaffinity(0))
     workers = section.workers or max(1, cores // (train.threads or 1))
     workers = min(workers, max(1, trials))
@@ -65,13 +66,18 @@ def _places(grid: Grid, trials: int) -> list[dict[str, str]]:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip()]
+    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it to a worker of its own."""
     import torch
 
-    return [str(index) for index in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    names = [name.strip() for name in visible.split(",")]
+    # Of parts of a GPU a process sees the first alone, and other processes the others.
+    if names[0].startswith("MIG-") and torch.cuda.is_available():
+        return names
+    # CUDA takes what stands before the first name that is no GPU of this machine.
+    return names[: torch.cuda.device_count()]
 
 
 @dataclass
@@ -93,9 +99,9 @@ class Keeper:
         self._count("running", 1)
 
     def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
-        self._wait_for_power()
-        energy = self._end(trial)
         if result is not None:
+            self._wait_for_power()
+            energy = self._end(trial)
             found = TrialResult.model_validate(result)
             finish(trial, found, energy)
             if found.status == "diverged":
@@ -103,7 +109,9 @@ class Keeper:
         self.bar.advance()
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
-        self._end(trial).keep(trial.folder)
+        # Of a worker that ends before it has begun nothing was used.
+        if trial.id in self._earlier:
+            self._end(trial).keep(trial.folder)
         self.say(f"{trial.id} failed: {keep_failure(trial, kind, message).sentence}")
         self._count("failed", 1)
         self.bar.advance()
@@ -112,7 +120,6 @@ class Keeper:
         self._end(trial).keep(trial.folder)
 
     def busy(self, trial: Trial) -> None:
-        self._end(trial)
         if not self._said_busy:
             self._said_busy = True
             self.say(f"waiting: another process runs {trial.id}, or more of these trials; others are run meanwhile")
@@ -170,17 +177,15 @@ def run_locally(
     Raises:
         UserError: the folder holds another sweep, or no worker comes up.
     """
-    from retlab.sweep.plan import estimate, make_plan
+    from retlab.sweep.estimate import estimate
+    from retlab.sweep.plan import make_plan
 
+    claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
         say(line)
-    if plan_only and grid.lacks:
-        say(f"{LATER}: {grid.lacks}")
-        return True
-    claim(grid)
     if not plan.missing:
-        say("up to date: no trial is missing")
+        say("up to date: no trial is missing" if grid.trials else "no point can be run")
         return True
     for trial in plan.finished:
         drop_leftovers(trial.folder)
@@ -195,7 +200,7 @@ def run_locally(
             pool.start()
         estimate(plan, pool, lambda: _power(shares), say)
         if plan_only or stop_requested():
-            return plan_only
+            return not stop_requested()
         if retry_failed:
             forget_failures(plan.missing)
         # Loaded while this process waits for trials, what the tables need keeps nobody waiting at their end.

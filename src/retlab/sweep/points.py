@@ -23,17 +23,17 @@ from retlab.upstream import train_settings
 _TRIAL_TRAINING = {"tensorboard": False, "wandb": None, "keep_best": 1}
 
 
-def make_grid(file: Path, overrides: Sequence[str], *, without_data: bool = False) -> Grid:
+def make_grid(file: Path, overrides: Sequence[str], *, plan_only: bool = False) -> Grid:
     """The points of a configuration's grid, each with its trials or with what is wrong with it.
 
     Args:
         file: the experiment's YAML file.
         overrides: `key.path=value` of the command line.
-        without_data: make it also where the stages before have not run: then `Grid.lacks` says so.
+        plan_only: make a grid also where data or tokenizer are not there, as `Grid.lacking` says then.
 
     Raises:
-        UserError: the configuration itself is wrong, the grid has more trials than it may have, or stages before have
-            not run.
+        UserError: the configuration itself is wrong, the grid has more trials than it may have, or what they read is
+            not there.
     """
     config = load_config(file, overrides)
     section = config.grid_search
@@ -48,11 +48,12 @@ def make_grid(file: Path, overrides: Sequence[str], *, without_data: bool = Fals
             f"the grid has {len(kept):,} points and {count:,} trials, more than grid_search.max_trials"
             f" {section.max_trials:,}; raise that, or take fewer values, seeds or architectures"
         )
-    maker = _Maker(file, overrides, config)
-    if maker.lacks and not without_data:
-        raise UserError(maker.lacks)
+    lacking = missing_inputs(config)
+    if lacking and not plan_only:
+        raise UserError(lacking)
+    maker = _Maker(file, overrides, config, {} if lacking else input_identity(config))
     points = [maker.point(number, values) for number, values in enumerate(kept, start=1)]
-    return Grid(config, points, len(combinations) - len(kept), maker.lacks)
+    return Grid(config, points, len(combinations) - len(kept), lacking)
 
 
 def _fits(values: dict[str, Any], rule: dict[str, Any]) -> bool:
@@ -62,17 +63,10 @@ def _fits(values: dict[str, Any], rule: dict[str, Any]) -> bool:
 class _Maker:
     """Makes the trials of points; what they share is worked out once."""
 
-    def __init__(self, file: Path, overrides: Sequence[str], config: ExperimentConfig) -> None:
-        self._file, self._config = file, config
+    def __init__(self, file: Path, overrides: Sequence[str], config: ExperimentConfig, inputs: dict[str, str]) -> None:
+        self._file, self._config, self._inputs = file, config, inputs
         # The trials have no grid of their own.
         self._overrides = [word for word in overrides if not word.startswith("grid_search")]
-        self.lacks: str | None = None
-        try:
-            self._inputs = input_identity(config)
-        except UserError as error:
-            self._inputs, self.lacks = {}, str(error)
-        # Sizes depend on it, and no point is to blame where it is not known.
-        _vocabulary(config)
         self._trials_folder = Grid(config, [], 0).trials_folder
         self._counted: dict[str, int] = {}
 
@@ -91,7 +85,8 @@ class _Maker:
                     break
                 continue
             parameters = self._parameters(config)
-            target = target or parameters
+            # Without a vocabulary, in a plan, nothing can be fitted.
+            target = target or parameters or None
             trials += [self._trial(architecture, seed, config, parameters) for seed in section.seeds]
         if problems:
             return Point(number, values, problem="; ".join(dict.fromkeys(problems)))
@@ -118,11 +113,15 @@ class _Maker:
         return axis_keys(self._config.model_copy(update={"grid_search": section}))
 
     def _parameters(self, config: ExperimentConfig) -> int:
-        key = json.dumps([config.model.dump(), _vocabulary(config)])
+        """Parameters of the model; 0 as long as its vocabulary is not known."""
+        vocabulary = vocabulary_size(config)
+        if vocabulary is None:
+            return 0
+        key = json.dumps([config.model.dump(), vocabulary])
         if key not in self._counted:
             from retlab.models.counting import count_parameters
 
-            self._counted[key] = count_parameters(config.model.to_fields(_vocabulary(config))).total
+            self._counted[key] = count_parameters(config.model.to_fields(vocabulary)).total
         return self._counted[key]
 
     def _trial(self, architecture: str, seed: int, config: ExperimentConfig, parameters: int) -> Trial:
@@ -143,7 +142,9 @@ class _Maker:
 def _matched(config: ExperimentConfig, target: int) -> ExperimentConfig:
     from retlab.models.counting import match_intermediate_size, with_intermediate_size
 
-    fields = config.model.to_fields(_vocabulary(config))
+    vocabulary = vocabulary_size(config)
+    assert vocabulary is not None
+    fields = config.model.to_fields(vocabulary)
     try:
         width = match_intermediate_size(fields, target)
     except ValueError as error:
@@ -151,30 +152,42 @@ def _matched(config: ExperimentConfig, target: int) -> ExperimentConfig:
     return config.model_copy(update={"model": config.model.with_fields(with_intermediate_size(fields, width))})
 
 
-def _vocabulary(config: ExperimentConfig) -> int:
-    vocabulary = vocabulary_size(config)
-    if vocabulary is None:
-        raise UserError("the tokenizer of tokenizer.from_pretrained is not there yet; run stages 1 to 4 first")
-    return vocabulary
-
-
-def input_identity(config: ExperimentConfig) -> dict[str, str]:
-    """What all trials of a sweep read, by its content. Raises UserError where a stage before has not finished it."""
+def _inputs(config: ExperimentConfig) -> dict[str, Path]:
     assert config.tokenizer.folder is not None
-    folders = {
+    return {
         "train shards": config.data.shards_folder("train"),
         "validation shards": config.data.shards_folder("validation"),
         "test shards": config.data.shards_folder("test"),
         "tokenizer": config.tokenizer.folder,
     }
-    for name, folder in folders.items():
-        if read_manifest(folder) is None:
-            stage = "train_tokenizer" if name == "tokenizer" else "tokenize_data"
-            raise UserError(
-                f"{shown_path(folder)} is missing or unfinished, and a sweep needs it; run {script(stage)} with this"
-                " configuration"
-            )
-    return {name: fingerprint(folder) for name, folder in folders.items()}
+
+
+def missing_inputs(config: ExperimentConfig) -> str | None:
+    """What of all that trials read a stage before has not finished, and the commands that make it, in a sentence."""
+    inputs = _inputs(config)
+    gone = [folder for folder in inputs.values() if read_manifest(folder) is None]
+    if not gone:
+        return None
+    # Stages that are done already are up to date and do nothing.
+    made = {
+        "download_data": config.data.raw_folder,
+        "split_data": config.data.splits_folder,
+        "train_tokenizer": inputs["tokenizer"],
+    }
+    stages = [stage for stage, folder in made.items() if read_manifest(folder) is None]
+    if read_manifest(config.data.splits_folder) is not None:
+        stages = [stage for stage in stages if stage == "train_tokenizer"]
+    stages.append("tokenize_data")
+    commands = ", ".join(map(script, stages))
+    return (
+        f"{shown_path(gone[0])} is missing or unfinished, and a sweep needs it; run {commands} with this configuration"
+        + (", one after the other" if len(stages) > 1 else "")
+    )
+
+
+def input_identity(config: ExperimentConfig) -> dict[str, str]:
+    """What all trials of a sweep read, by its content. Raises UserError where a stage before has not finished it."""
+    return {name: fingerprint(folder) for name, folder in _inputs(config).items()}
 
 
 def _flow(value: Any) -> str:

@@ -34,19 +34,19 @@ class Watcher(Protocol):
     """Is told what becomes of the trials."""
 
     def started(self, trial: Trial) -> None:
-        """A worker took it up."""
+        """A worker took it up, and no other process runs it."""
 
     def done(self, trial: Trial, result: dict[str, Any] | None) -> None:
-        """It has this result; None where another sweep had brought it to its end."""
+        """It has this result; None of one that was not started, as another sweep had brought it to its end."""
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         """It ended without a result."""
 
     def interrupted(self, trial: Trial) -> None:
-        """It was left, to be continued later."""
+        """It was started and left, to be continued later."""
 
     def busy(self, trial: Trial) -> None:
-        """Another process runs it; it is looked at again."""
+        """It was not started, as another process runs it; it is looked at again."""
 
     def tick(self) -> None:
         """Time passed."""
@@ -62,7 +62,7 @@ class _Worker:
     came_up: bool = False
     trial: Trial | None = None
     taken: bool = False
-    "It has read the order for its trial."
+    "It has begun with its trial."
     since: float = 0.0
     buffer: bytes = b""
     late: bool = False
@@ -147,7 +147,7 @@ class Pool:
                 # One that has ended keeps its place until its last words are read.
                 idle = [one for one in self._workers if one.ready and one.trial is None and one.process.poll() is None]
                 for worker in idle[: len(waiting)]:
-                    if self._give(worker, waiting[0], extra or {}, watcher):
+                    if self._give(worker, waiting[0], extra or {}):
                         waiting.popleft()
             for key, _ in self._selector.select(_TICK_SECONDS):
                 self._read(key.data, watcher)
@@ -183,13 +183,12 @@ class Pool:
         os.set_blocking(process.stdout.fileno(), False)
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
-    def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any], watcher: Watcher) -> bool:
+    def _give(self, worker: _Worker, trial: Trial, extra: dict[str, Any]) -> bool:
         """Have a worker run a trial; False where it is gone."""
         if not _send(worker, {"trial": plain(trial), **extra}):
             worker.ready = False
             return False
         worker.trial, worker.taken, worker.since, worker.memory_kills = trial, False, time.monotonic(), memory_kills()
-        watcher.started(trial)
         return True
 
     def _read(self, worker: _Worker, watcher: Watcher) -> None:
@@ -211,14 +210,16 @@ class Pool:
             worker.ready, worker.came_up, self._lost_starts = True, True, 0
             return
         if event == "taken":
+            assert worker.trial is not None
             worker.taken = True
+            self._tell(watcher.started, worker.trial)
             return
         trial, worker.trial = worker.trial, None
         assert trial is not None
         if event == "storage":
             worker.ready = False
             self._storage = self._storage or report["message"]
-            self._tell(watcher.interrupted, trial)
+            self._leave(worker, trial, watcher)
         elif event == "busy":
             self._busy.append((time.monotonic() + _BUSY_SECONDS, trial))
             self._tell(watcher.busy, trial)
@@ -239,6 +240,11 @@ class Pool:
         except StorageFailed as error:
             self._storage = self._storage or str(error)
 
+    def _leave(self, worker: _Worker, trial: Trial, watcher: Watcher) -> None:
+        """A trial goes on later, if its worker had begun with it."""
+        if worker.taken:
+            self._tell(watcher.interrupted, trial)
+
     def _lost(self, worker: _Worker, watcher: Watcher) -> None:
         """A worker has ended, by itself or not; another takes its place where there is work."""
         assert worker.process.stdout is not None
@@ -255,12 +261,11 @@ class Pool:
                     raise UserError(f"no worker comes up: {said[-1]}; the whole is in {shown_path(log)}")
             return
         if self._stopping_since is not None:
-            self._tell(watcher.interrupted, trial)
+            self._leave(worker, trial, watcher)
         elif not worker.taken and self._given_back[trial.id] < _STARTS:
             # It ended after its last report, and this trial is another worker's.
             self._given_back[trial.id] += 1
             self._busy.append((time.monotonic(), trial))
-            self._tell(watcher.interrupted, trial)
         elif worker.late:
             self._tell(watcher.failed, trial, *of_time(self.timeout or 0))
         else:

@@ -1,8 +1,9 @@
 """A sweep as job arrays of Slurm: a task for each trial that is missing, and after them a job that makes the table."""
 
-import hashlib
+import contextlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,12 @@ from retlab.sweep.submissions import (
     Submission,
     TrialArray,
     new_submission,
+    read_submission,
+    read_submissions,
+    sbatch_at_work,
+    settle,
     tasks,
+    with_jobs_found,
     write_submission,
 )
 from retlab.sweep.trial_list import write_trials
@@ -38,21 +44,19 @@ def submit_missing(
     Raises:
         UserError: the folder holds another sweep, or see `submit_sweep`.
     """
-    from retlab.sweep.local import LATER, claim
-    from retlab.sweep.plan import estimate_from_finished, make_plan
+    from retlab.sweep.estimate import expect_on_slurm
+    from retlab.sweep.local import claim
+    from retlab.sweep.plan import make_plan
 
     if not plan_only:
         require("sbatch")
-        grid.folder.mkdir(parents=True, exist_ok=True)
-        claim(grid)
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
         say(line)
+    expect_on_slurm(plan, say)
     if plan_only:
-        if grid.lacks:
-            say(f"{LATER}: {grid.lacks}")
-        else:
-            estimate_from_finished(plan, grid.config.grid_search.max_parallel, say)
         return None
     with artifacts.lock(grid.folder, True, lambda: say("waiting: another process runs this sweep")):
         submission = submit_sweep(grid, say, retry_failed=retry_failed, given=given)
@@ -84,6 +88,7 @@ def submit_sweep(
     Raises:
         UserError: sbatch is not here, or Slurm refuses; then nothing of this submission is left in the queue.
     """
+    _take_up(grid, say, given)
     queued = [task for task in tasks(grid.config) if task.is_live]
     live = {task.trial for task in queued}
     missing = missing_trials(grid, retry_failed)
@@ -91,7 +96,7 @@ def submit_sweep(
     waiting = len(missing) - len(wanted)
     if waiting:
         say(f"{waiting} of the missing trials are in the queue already; scancel takes jobs out of it")
-        for line in _what_waits(sorted({task.array.job for task in queued})):
+        for line in _what_waits(sorted({task.array.job for task in queued if task.array.job is not None})):
             say(line)
     if not wanted:
         return Submission() if waiting else None
@@ -101,25 +106,15 @@ def submit_sweep(
     submission = Submission()
     try:
         for number, trials in enumerate(lists):
-            write_trials(folder / f"trials-{number}.json", trials)
-            array = _array(grid, folder, number)
-            # Who is killed before sbatch has told the number finds the job by its name.
-            write_submission(folder, Submission(arrays=[*submission.arrays, array]))
-            job = _submit_array(grid, folder, array, trials, submission, retry_failed, given)
-            array = array.model_copy(update={"job": job})
-            submission = Submission(arrays=[*submission.arrays, array])
-            write_submission(folder, submission)
-            say(f"submitted {len(trials)} trials: job array {array.job}, {_at_a_time(grid, trials)} at a time")
-        table = submit_table(grid, say, after=submission, given=given)
-        submission = Submission(arrays=submission.arrays, table=table)
-        write_submission(folder, submission)
+            submission = _submit_array(grid, folder, number, trials, submission, retry_failed, given)
+            array = submission.arrays[-1].job
+            say(f"submitted {len(trials)} trials: job array {array}, {_at_a_time(grid, trials)} at a time")
+        submission = _submit_table_after(grid, say, folder, submission, given)
     except BaseException:
-        sbatch.cancel([array.job for array in submission.arrays])
-        # Nothing of it is in the queue.
-        write_submission(folder, submission)
+        _withdraw(folder, submission)
         raise
     say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
-    for line in _what_waits([array.job for array in submission.arrays]):
+    for line in _what_waits(submission.jobs):
         say(line)
     return submission
 
@@ -135,60 +130,106 @@ def _at_a_time(grid: Grid, trials: Sequence[Trial]) -> int:
     return min(grid.config.grid_search.max_parallel, len(trials))
 
 
-def _array(grid: Grid, folder: Path, number: int) -> TrialArray:
-    """An array of a submission before it has a job."""
-    # Experiments of one name may lie in several folders.
-    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    # squeue takes names with commas between them.
-    name = f"trials-{grid.config.name}-{folder.name}-{number}-{place}".replace(",", "_")
-    return TrialArray(
-        job=0, name=name, file=f"trials-{number}.json", log=f"{notes_folder(grid.config)}/trials-%A_%a.log"
-    )
+def _take_up(grid: Grid, say: Callable[[str], None], given: Sequence[str]) -> None:
+    """What a killed process has submitted without writing it down is this sweep's, and gets the table that it lacks."""
+    settle(grid.config)
+    queued = {task.array.job for task in tasks(grid.config) if task.is_live}
+    for folder, record in read_submissions(grid.config):
+        if record.table is None and queued & set(record.jobs):
+            listed = ", ".join(map(str, record.jobs))
+            say(f"job array {listed} was submitted by a process that was killed before its end")
+            _submit_table_after(grid, say, folder, record, given)
+
+
+def _withdraw(folder: Path, submission: Submission) -> None:
+    """Cancel what was submitted, also where a signal ended sbatch when the job was there already."""
+    with contextlib.suppress(UserError, OSError):
+        submission = with_jobs_found(read_submission(folder) or submission)
+        write_submission(folder, submission)
+    sbatch.cancel([*submission.jobs, *([submission.table] if submission.table is not None else [])])
 
 
 def _submit_array(
     grid: Grid,
     folder: Path,
-    array: TrialArray,
+    number: int,
     trials: Sequence[Trial],
     before: Submission,
     retry_failed: bool,
     given: Sequence[str],
-) -> int:
-    log = array.log.replace("%", "%%").replace("%%A_%%a", "%A_%a")
+) -> Submission:
+    """Submit one more array; the submission with it, as it is written down, too."""
+    # No job has this name, nor will one whose folder has the same number when this one was removed.
+    name = f"trials-{grid.config.name}-{folder.name}-{number}-{secrets.token_hex(4)}"
+    log = f"{_percents(notes_folder(grid.config))}/trials-%A_%a.log"
     words = [f"--array=0-{len(trials) - 1}%{grid.config.grid_search.max_parallel}"]
     # The next array begins when the one before has ended, so that never more than max_parallel run.
     if before.arrays:
-        words.append(f"--dependency=afterany:{before.arrays[-1].job}")
-    task = [f"--trials={folder / array.file}", *(["--retry-failed"] if retry_failed else [])]
-    return _submit(grid, "trials", array.name, log, words, task, given if not before.arrays else _independent(given))
+        words.append(f"--dependency=afterany:{before.jobs[-1]}")
+    file = folder / f"trials-{number}.json"
+    write_trials(file, trials)
+    array = TrialArray(job=None, name=name, file=file.name, log=log.replace("%%", "%"))
+    write_submission(folder, before.model_copy(update={"arrays": [*before.arrays, array]}))
+    task = [f"--trials={file}", *(["--retry-failed"] if retry_failed else [])]
+    with sbatch_at_work(folder) as lock:
+        job = _submit(
+            grid, "trials", name, log, words, task, given if not before.arrays else _independent(given), [lock]
+        )
+    array = array.model_copy(update={"job": job})
+    submission = before.model_copy(update={"arrays": [*before.arrays, array]})
+    write_submission(folder, submission)
+    return submission
 
 
-def submit_table(
-    grid: Grid, say: Callable[[str], None], *, after: Submission | None = None, given: Sequence[str] = ()
-) -> int:
-    """Submit the job that makes the tables, after the arrays of a submission where there is one; its number.
+def _submit_table_after(
+    grid: Grid, say: Callable[[str], None], folder: Path, submission: Submission, given: Sequence[str]
+) -> Submission:
+    """Submit the job that makes the tables when the arrays have ended; the submission with it, written down, too."""
+    name = f"table-{grid.config.name}-{folder.name}-{secrets.token_hex(4)}"
+    write_submission(folder, submission.model_copy(update={"table_name": name}))
+    words = [f"--dependency=afterany:{':'.join(map(str, submission.jobs))}"]
+    with sbatch_at_work(folder) as lock:
+        job = _submit(grid, "table", name, _table_log(grid), words, ["--table"], _independent(given), [lock])
+    submission = submission.model_copy(update={"table": job, "table_name": name})
+    write_submission(folder, submission)
+    say(f"submitted the table: job {job}, after them")
+    return submission
+
+
+def submit_table(grid: Grid, say: Callable[[str], None], *, given: Sequence[str] = ()) -> int:
+    """Submit a job that makes the tables of what is there; its number.
 
     Raises:
         UserError: sbatch is not here, or Slurm refuses.
     """
-    name = f"table-{grid.config.name}"
-    log = f"{_percents(notes_folder(grid.config))}/table-%j.log"
-    words = [f"--dependency=afterany:{':'.join(str(array.job) for array in after.arrays)}"] if after else []
-    job = _submit(grid, "table", name, log, words, ["--table"], _independent(given) if after else given)
-    say(f"submitted the table: job {job}" + (", after them" if after else ""))
+    job = _submit(grid, "table", f"table-{grid.config.name}", _table_log(grid), [], ["--table"], given)
+    say(f"submitted the table: job {job}")
     return job
 
 
+def _table_log(grid: Grid) -> str:
+    return f"{_percents(notes_folder(grid.config))}/table-%j.log"
+
+
 def _submit(
-    grid: Grid, kind: str, name: str, log: str, words: Sequence[str], task: Sequence[str], given: Sequence[str]
+    grid: Grid,
+    kind: str,
+    name: str,
+    log: str,
+    words: Sequence[str],
+    task: Sequence[str],
+    given: Sequence[str],
+    keep_open: Sequence[int] = (),
 ) -> int:
     config = grid.config
     file = str(keep_config(config))
     # The job finds this checkout whatever script it was started with.
     os.environ["RETLAB_ROOT"] = str(PROJECT_ROOT)
-    own = [f"--job-name={name}", f"--output={log}", f"--chdir={PROJECT_ROOT}", "--export=ALL", *words]
-    job = sbatch.submit([*own, str(_SCRIPT), file, *task], stage=_STAGE, cluster=config.cluster, given=given)
+    own = [f"--job-name={name}", f"--comment={name}", f"--output={log}", f"--chdir={PROJECT_ROOT}", "--export=ALL"]
+    job = sbatch.submit(
+        [*own, *words, str(_SCRIPT), file, *task],
+        stage=_STAGE, cluster=config.cluster, given=given, keep_open=keep_open,
+    )  # fmt: skip
     submitted = datetime.now(UTC).isoformat(timespec="milliseconds")
     write_note(
         config, JobNote(job=job, name=name, stage=kind, log=log, config=file, words=list(task), submitted=submitted)

@@ -5,6 +5,7 @@ from collections import Counter
 from retlab.artifacts import is_locked
 from retlab.cluster.status import Status, last_lines
 from retlab.errors import UserError
+from retlab.progress import counted
 from retlab.section import shown_path
 from retlab.sweep.grid import Grid
 from retlab.sweep.outcomes import Outcome, read_outcomes
@@ -32,7 +33,6 @@ def sweep_status(grid: Grid) -> tuple[Status, str | None]:
     detail = f"{len(states):,} trials: " + ", ".join(f"{count[name]:,} {name}" for name in _ORDER if count[name])
     # The lock of grid_search, and of the job that makes the tables.
     works_here = is_locked(grid.folder)
-    bad = count["failed"] + count["ended without a result"]
     status = Status("grid_search", state=_state_of_all(count, works_here), detail=detail)
     if works_here:
         status.detail += "; a process runs them now"
@@ -41,10 +41,14 @@ def sweep_status(grid: Grid) -> tuple[Status, str | None]:
     if reasons:
         status.detail += f" ({', '.join(sorted(reasons))})"
     lost = [outcome for name, outcome in outcomes.items() if states[name] in ("failed", "ended without a result")]
-    for outcome in lost[:_MOST_LOGS]:
+    # What was cancelled before it began has nothing to say.
+    begun = [one for one in lost if one.status == "failed" or submitted[one.trial.id].log.exists()]
+    for outcome in begun[:_MOST_LOGS]:
         status.tail += _last_words(outcome, submitted.get(outcome.trial.id))
-    if bad > _MOST_LOGS:
-        status.tail.append(f"and {bad - _MOST_LOGS:,} more")
+    if len(begun) > _MOST_LOGS:
+        status.tail.append(f"and {len(begun) - _MOST_LOGS:,} more")
+    if len(lost) > len(begun):
+        status.tail.append(f"{counted(len(lost) - len(begun), 'trial')} cancelled before the start")
     return status, trouble
 
 

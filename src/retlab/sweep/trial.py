@@ -75,6 +75,7 @@ def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], 
     try:
         numbers = _train_and_test(trial, say, stop_requested)
     except NotFinite as error:
+        # Of a trial that has its result no checkpoint is kept.
         say(error.what)
         numbers = {"status": "diverged", "message": error.what, "steps": error.step, "tokens": error.tokens}
     seconds = time.monotonic() - clock

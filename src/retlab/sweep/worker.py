@@ -54,7 +54,6 @@ def main() -> int:
             order = orders.get(timeout=0.1)
         except queue.Empty:
             continue
-        _report(reports, {"event": "taken"})
 
         def deliver(report: dict[str, Any]) -> str:
             """Report what became of the trial, and wait until the supervisor has written it down."""
@@ -63,7 +62,7 @@ def main() -> int:
                 pass
             return str(report["event"])
 
-        if _run(order, stop.is_set, deliver) in ("failed", "storage"):
+        if _run(order, stop.is_set, lambda: _report(reports, {"event": "taken"}), deliver) in ("failed", "storage"):
             # What a failure leaves behind, memory above all, ends with the process.
             return 0
     return EXIT_INTERRUPTED
@@ -90,18 +89,28 @@ def _report(reports: IO[str], report: dict[str, Any]) -> None:
     reports.flush()
 
 
-def _run(order: dict[str, Any], stop_requested: Callable[[], bool], deliver: Callable[[dict[str, Any]], str]) -> str:
-    """Do what is ordered and deliver what became of it, while the trial is locked; returns the report's event."""
+def _run(
+    order: dict[str, Any],
+    stop_requested: Callable[[], bool],
+    take: Callable[[], None],
+    deliver: Callable[[dict[str, Any]], str],
+) -> str:
+    """Do what is ordered and deliver what became of it, while the trial is locked; returns the report's event.
+
+    `take` tells that the trial is this worker's: until then it may be another sweep's.
+    """
     trial, steps = trial_of(order["trial"]), order.get("calibration_steps")
     try:
         # Its log may not be written, either.
         with storage_errors(trial.folder.parent):
             if steps is not None:
+                take()
                 return deliver(_attempt(trial, lambda: _calibrate(trial, steps, stop_requested)))
             with artifacts.lock(trial.folder, True, _leave_it):
                 # Another sweep may have brought it to its end.
                 if read_result(trial.folder) is not None or read_failure(trial.folder) is not None:
                     return deliver({"event": "done", "result": None})
+                take()
                 return deliver(_attempt(trial, lambda: _train(trial, stop_requested)))
     except _Busy:
         return deliver({"event": "busy"})

@@ -149,8 +149,10 @@ class TrainingLoop(pl.Callback):
         if loss is None:
             return None
         if not math.isfinite(loss):
-            what = f"the validation loss became {loss} after step {state.step}"
-            raise NotFinite(what, "lower train.learning_rate", state.step, state.tokens)
+            raise NotFinite(
+                f"the validation loss became {loss} after step {state.step}", "lower train.learning_rate",
+                state.step, state.tokens,
+            )  # fmt: skip
         is_gain = not state.best or loss < state.best[0][0]
         state.best = sorted([*state.best, [loss, state.step]])[: train.keep_best]
         state.validations_without_gain = 0 if is_gain else state.validations_without_gain + 1

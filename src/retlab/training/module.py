@@ -216,8 +216,10 @@ class TrainingModule(pl.LightningModule):
         totals = self.agreement.sum(own.tolist())
         for entry, total, norm in zip(unread, totals, norms, strict=True):
             if not (math.isfinite(total) and math.isfinite(norm)):
-                advice = "lower train.learning_rate or look at that text"
-                raise NotFinite(self._not_finite(entry, total, norm), advice, entry.step, self.state.tokens)
+                raise NotFinite(
+                    self._not_finite(entry, total, norm), "lower train.learning_rate or look at that text",
+                    entry.step, self.state.tokens,
+                )  # fmt: skip
             self.state.interval_loss += total
             self.state.interval_tokens += entry.tokens
             self.state.gradient_norm = norm
