@@ -36,12 +36,15 @@ PY
 }
 
 install_slurm() {
-  if { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then return; fi
+  if { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null && [ -d /usr/share/modules ]; then
+    return
+  fi
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return; fi
-  printf 'installing slurm-wlm and munge for the tests\n'
+  printf 'installing slurm-wlm, munge and environment-modules for the tests\n'
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends slurm-wlm munge; } </dev/null >/dev/null ||
-    printf 'note: apt-get could not install slurm-wlm and munge; the tests that need them are skipped\n' >&2
+  { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends slurm-wlm munge environment-modules; } \
+    </dev/null >/dev/null ||
+    printf 'note: apt-get could not install slurm-wlm, munge and environment-modules; the tests that need them are skipped\n' >&2
 }
 
 # What is installed is remembered by the content of the requirement files, so that a changed pin is installed.

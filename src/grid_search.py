@@ -129,7 +129,6 @@ def _submit(grid: Grid, command: StageCommand) -> None:
     from retlab.sweep.slurm import submit_missing
 
     options = command.options
-    grid.folder.mkdir(parents=True, exist_ok=True)
     submission = submit_missing(grid, _say, plan_only=options.plan, retry_failed=options.retry_failed)
     if submission is not None:
         words = shlex.join([str(options.config), *command.overrides])

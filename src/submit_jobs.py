@@ -20,6 +20,7 @@ from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
+from retlab.machine_checks import check_files
 
 GRID_SEARCH_OPTIONS = ("plan", "skip-invalid", "retry-failed", "table")
 
@@ -45,9 +46,13 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         return
     words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
+    check_files(config, names)
     notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
-    for line in what_waits(notes):
+    troubles = what_waits(notes)
+    for line in troubles:
         print(line)
+    if troubles:
+        print(f"take them out of the queue with: scancel {' '.join(str(note.job) for note in notes)}")
 
 
 def _sweep(command: StageCommand) -> None:
@@ -66,7 +71,6 @@ def _sweep(command: StageCommand) -> None:
         return
     if not options.plan:
         refuse_invalid(grid, options.skip_invalid)
-    grid.folder.mkdir(parents=True, exist_ok=True)
     submit_missing(grid, print, plan_only=options.plan, retry_failed=options.retry_failed, given=command.after)
 
 

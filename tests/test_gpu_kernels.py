@@ -1,4 +1,4 @@
-"""Kernels of other packages on a GPU, and a GPU that really runs out of memory.
+"""Kernels on a GPU, our own and those of other packages, and a GPU that really runs out of memory.
 
 `pytest tests/test_gpu_kernels.py -rs`; each kernel needs its package (flash-attn, flash-linear-attention) beside it.
 """
@@ -16,6 +16,8 @@ import torch
 from retlab.artifacts import sha256_file
 from retlab.mixers import Attention, Mixer, Retention
 from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
+from retlab.mixers.retention_forms import retention_step
+from retlab.mixers.retention_kernel import kernel_can_step
 from retlab.mixers.rotary import rotation
 from retlab.section import PROJECT_ROOT
 from tests.conftest import TINY, environment
@@ -154,6 +156,28 @@ def words_of(folder: Path) -> list[str]:
     words = [word for word in TINY if not word.startswith(("train.micro_batch_size", "train.max_steps"))]
     words += [f"data.folder={folder}/data", f"output_dir={folder}/runs", "emissions.enabled=false"]
     return [*words, "train.max_steps=12", "train.device=cuda", "train.checkpoint_every_steps=2"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 4, 256, 512), (3, 2, 20, 33), (2, 1, 64, 128), (1, 3, 1024, 7), (2, 1, 2, 3)])
+def test_one_token_on_our_kernel_is_the_plain_step(sizes: tuple[int, ...], compiled: bool) -> None:
+    """Several tokens in a row, against the plain form in float64."""
+    batch, heads, keys, values = sizes
+    torch.manual_seed(0)
+    memory = torch.randn(batch, heads, values, keys).cuda().mT
+    plain, decay = memory.double().contiguous(), torch.rand(heads, 1, 1).cuda()
+    assert kernel_can_step(memory)
+    assert not kernel_can_step(plain.float())
+    address, step = memory.data_ptr(), torch.compile(retention_step, fullgraph=True) if compiled else retention_step
+    for _ in range(3):
+        qk = torch.randn(batch, 2 * heads, keys).cuda()
+        v = torch.randn(batch, heads, values).cuda()
+        out = step(qk, v, decay, 0.3, memory)
+        expected = retention_step(qk.double(), v.double(), decay.double(), 0.3, plain)
+        assert out.shape == expected.shape
+        assert torch.allclose(out.double(), expected, rtol=1e-5, atol=1e-4)
+        assert torch.allclose(memory.double(), plain, rtol=1e-5, atol=1e-5)
+    assert memory.data_ptr() == address
 
 
 @pytest.mark.parametrize("architecture", SETTINGS)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from retlab.command import Parser
+from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
 
 pytestmark = pytest.mark.component
@@ -232,7 +234,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(lab: Lab) -> None:
         (["seed=-1"], "seed: found -1; must be at least 0"),
         (["oops"], "oops is not understood; allowed are key.path=value, --force, --verify"),
         (["--forse"], "--forse is not understood (did you mean --force?); allowed are"),
-        (["--force=yes"], "argument --force: ignored explicit argument"),
+        (["--force=yes"], "--force: ignored explicit argument"),
     ],
 )
 def test_bad_configurations_and_words_create_nothing(lab: Lab, words: list[str], sentence: str) -> None:
@@ -268,3 +270,13 @@ def test_a_copied_output_stays_up_to_date(lab: Lab) -> None:
     lab.run("a")
     shutil.copytree(lab.folder / "a", lab.folder / "moved", copy_function=shutil.copyfile)
     assert "up to date" in lab.run("moved")[1]
+
+
+def test_a_wrong_choice_names_the_nearest() -> None:
+    parser = Parser("%(prog)s")
+    parser.add_argument("--from", choices=["download_data", "train_model"])
+    with pytest.raises(UserError) as error:
+        parser.parse_args(["--from", "train_mode"])
+    assert str(error.value) == (
+        "command line: --from takes one of download_data, train_model, not train_mode (did you mean train_model?)"
+    )

@@ -114,6 +114,21 @@ def lock(path: Path, exclusive: bool, waiting: Callable[[], None]) -> Iterator[N
             os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a folder or file for itself alone."""
+    try:
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest of a published folder, or None where there is none or it is no manifest."""
     manifest = read_json(folder / name)

@@ -13,6 +13,7 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+_TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|(?i:UNLIMITED|INFINITE)"
 _Name = Annotated[str, Field(min_length=1)]
 _Amount = Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1)]
 _Module = Annotated[str, Field(pattern=r"^[^\s-]\S*$")]
@@ -41,6 +42,16 @@ class Resources(Section):
     "GPUs per node, such as 4 or a100:4 (sbatch --gpus-per-node); asked for by training, evaluation and grid search."
     nodes: int | None = Field(default=None, ge=1)
     "Nodes of a training (sbatch --nodes); null is train.num_nodes."
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, time: str | None) -> str | None:
+        if time is not None and not re.fullmatch(_TIME, time):
+            raise ValueError(
+                "must be a time as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
+                " days-hours:minutes or days-hours:minutes:seconds"
+            )
+        return time
 
     @field_validator("gpus")
     @classmethod

@@ -47,7 +47,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(usage=usage, description=main.__doc__, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see {Path(sys.argv[0]).name} --help")
+        raise UserError(f"command line: {message.removeprefix('argument ')}; --help lists what there is")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """As argparse's own, with a sentence that names the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            close = difflib.get_close_matches(str(value), names, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            option = "/".join(action.option_strings) or str(action.metavar or action.dest)
+            raise UserError(f"command line: {option} takes one of {', '.join(names)}, not {value}{hint}")
 
     def refuse_unknown(self, words: Sequence[str], others: Sequence[str]) -> None:
         """Raise a UserError that names the first word and what it could be: an option or one of the others."""

@@ -16,6 +16,16 @@ def check_machine(config: ExperimentConfig, stages: list[str]) -> None:
         raise UserError("\n".join(problems))
 
 
+def check_files(config: ExperimentConfig, stages: list[str]) -> None:
+    """Raise a UserError that names, a line each, the files that these stages begin with and that are not there.
+
+    For jobs of other machines, whose files are seen from here and whose GPUs are not.
+    """
+    problems = [problem for stage in stages if stage in _FILES for problem in _FILES[stage](config)]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def _source(config: ExperimentConfig) -> Iterator[str]:
     try:
         local_state(config.data)
@@ -27,8 +37,12 @@ def _tokenizer(config: ExperimentConfig) -> Iterator[str]:
     yield from _folder("tokenizer.from_pretrained", config.tokenizer.from_pretrained, "tokenizer.json")
 
 
-def _training(config: ExperimentConfig) -> Iterator[str]:
+def _weights(config: ExperimentConfig) -> Iterator[str]:
     yield from _folder("train.init_from", config.train.init_from, "config.json")
+
+
+def _training(config: ExperimentConfig) -> Iterator[str]:
+    yield from _weights(config)
     for key, wanted in (("tensorboard", config.train.tensorboard), ("wandb", config.train.wandb)):
         if wanted and importlib.util.find_spec(key) is None:
             none = "false" if wanted is True else "null"
@@ -81,6 +95,11 @@ def _folder(key: str, name: str | None, file: str) -> Iterator[str]:
         yield f"{key}: there is no folder {shown_path(folder)}; correct the path"
 
 
+_FILES: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
+    "download_data": _source,
+    "train_tokenizer": _tokenizer,
+    "train_model": _weights,
+}
 _CHECKS: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
     "download_data": _source,
     "train_tokenizer": _tokenizer,

@@ -3,14 +3,19 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.conftest import TINY
 from tests.forked import Script
 
+from retlab.benchmark import several
+from retlab.benchmark.plan import Shape, default_plan
 from retlab.errors import EXIT_OK, EXIT_USER_ERROR
 from retlab.section import PROJECT_ROOT
+from retlab.training.request import TrainingRequest
+from retlab.training.settings import TrainSection
 
 pytestmark = pytest.mark.component
 SCRIPT = PROJECT_ROOT / "src" / "benchmark_speed.py"
@@ -36,6 +41,24 @@ def test_one_process_and_two_by_both_strategies(tmp_path: Path) -> None:
     report = (tmp_path / "devices.md").read_text()
     assert "2 processes, each on CPU" in report
     assert all(name in report and name in answer.stdout for name in names)
+
+
+def test_every_shape_is_compared_with_one_process_at_that_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answers(_work, request):
+        settings = TrainingRequest.model_validate_json(request).train
+        asked.append((settings.processes, settings.batch_size, settings.micro_batch_size))
+        lap = {"tokens_per_second": f"{settings.micro_batch_size * settings.processes - 1}", "peak_memory_bytes": "1"}
+        return iter([[lap]])
+
+    monkeypatch.setattr(several, "answers", answers)
+    plan = replace(default_plan("cpu", TrainSection(device="cpu")), several=(Shape(2, 16), Shape(8, 32)))
+    rows = list(several.several_rows(plan, "cpu", 2))
+    assert asked == [(1, 2, 2), (2, 4, 2), (2, 4, 2), (1, 8, 8), (2, 16, 8), (2, 16, 8)]
+    assert [(row.batch, row.tokens) for row in rows] == [(2, 16), (4, 16), (4, 16), (8, 32), (16, 32), (16, 32)]
+    ratios = [row.remark.split()[0] if row.remark else "" for row in rows]
+    assert ratios == ["", "3.000", "3.000", "", "2.143", "2.143"]
 
 
 @pytest.mark.parametrize("words", [("--devices", "1"), ("--devices", "2", "--peers", "none")])

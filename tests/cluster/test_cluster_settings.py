@@ -30,6 +30,9 @@ def test_numbers_are_fine_where_slurm_takes_text() -> None:
         ({"environment": {"A B": "1"}}, "environment"),
         ({"modules": ["--force purge"]}, "modules"),
         ({"gpus": -1}, "gpus"),
+        ({"time": "soon"}, "hours:minutes:seconds"),
+        ({"time": "4h"}, "hours:minutes:seconds"),
+        ({"stages": {"train_model": {"time": "1:2:3:4"}}}, "hours:minutes:seconds"),
     ],
 )
 def test_what_can_do_no_good_is_refused(values: dict[str, object], word: str) -> None:

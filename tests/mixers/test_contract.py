@@ -55,19 +55,22 @@ def test_pieces_give_the_outputs_of_one_call(mixer, layout, pieces):
 
 @pytest.mark.parametrize("layout", ["none", "left", "right"])
 @pytest.mark.parametrize("piece", [1, 7])
-def test_advancing_in_place_gives_the_outputs_of_one_call(mixer, layout, piece):
+@pytest.mark.parametrize("prepared", [False, True])
+def test_advancing_in_place_gives_the_outputs_of_one_call(mixer, layout, piece, prepared):
     if not mixer.can_advance or (piece > 1 and mixer.keeps_tokens):
         pytest.skip("cannot")
     hidden, segment_ids, first = _hidden(2), layouts(100)[layout], 100
     begin, state = run(mixer, hidden[:, :first], POSITIONS[:, :first], segment_ids)
     rest = None if segment_ids is None else torch.cat((segment_ids, torch.zeros(2, TOKENS - first).long()), 1)
     whole, last = run(mixer, hidden, POSITIONS, rest)
+    if prepared:
+        mixer.prepare_weights()
     reserved = mixer.reserve(state, TOKENS + 20)
     # What another generation left there.
     for tensor in mixer.changing(reserved):
         tensor.fill_(1)
     mixer.load(reserved, state)
-    addresses = [tensor.data_ptr() for tensor in reserved or ()]
+    addresses = _addresses(reserved)
     slot, outputs = torch.tensor(first), [begin]
     with torch.no_grad():
         while slot < TOKENS:
@@ -76,11 +79,15 @@ def test_advancing_in_place_gives_the_outputs_of_one_call(mixer, layout, piece):
             slot += outputs[-1].shape[1]
     real = _real(rest)
     assert relative_error(torch.cat(outputs, 1) * real, whole * real) < 1e-5
-    assert [tensor.data_ptr() for tensor in reserved or ()] == addresses
+    assert _addresses(reserved) == addresses
     for mine, expected in zip(mixer.unload(reserved, TOKENS) or (), last or (), strict=True):
         assert mine.shape == expected.shape
         assert mine.data_ptr() not in addresses
         assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
+
+
+def _addresses(reserved):
+    return [tensor.data_ptr() for tensor in reserved or () if tensor is not None]
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 64, 100])

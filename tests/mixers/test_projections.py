@@ -6,7 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from retlab.mixers import retention_loop
-from retlab.mixers.projections import Projection, joined_projections, project
+from retlab.mixers.projections import (
+    Projection,
+    joined_projections,
+    lay_side_by_side,
+    project,
+    project_few,
+    weight_of_all,
+)
 
 WIDTHS = (6, 2, 4)
 
@@ -66,3 +73,40 @@ def test_projections_that_were_replaced_compute_themselves(monkeypatch: pytest.M
     hooked = _layers()
     hooked[1].register_forward_hook(lambda *_: torch.zeros(1))
     assert project(hidden, *hooked)[1].tolist() == [0]
+
+
+def test_weights_side_by_side_are_one() -> None:
+    torch.manual_seed(0)
+    layers, hidden = _layers(), torch.randn(2, 1, 3)
+    weights = [layer.weight for layer in layers]
+    numbers, expected = [weight.clone() for weight in weights], [layer(hidden) for layer in layers]
+    assert weight_of_all(*layers) is None
+    lay_side_by_side(*layers)
+    joined = weight_of_all(*layers)
+    assert joined is not None
+    assert torch.equal(joined, torch.cat(numbers))
+    for layer, weight, number in zip(layers, weights, numbers, strict=True):
+        assert layer.weight is weight
+        assert torch.equal(weight, number)
+    for found, wanted in zip(project_few(hidden, joined, *layers), expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+    # Whoever writes to a weight writes to it, and a second time moves nothing.
+    with torch.no_grad():
+        weights[1].fill_(7)
+    assert joined[6:8].tolist() == [[7] * 3] * 2
+    lay_side_by_side(*layers)
+    assert weight_of_all(*layers).data_ptr() == joined.data_ptr()
+    # In another order they are not one after the other.
+    assert weight_of_all(layers[1], layers[0]) is None
+
+
+def test_weights_that_others_see_stay_where_they_are() -> None:
+    biased, shared, double, odd = ([*_layers()[:2], last] for last in (nn.Linear(3, 4), *_layers()[:3]))
+    shared[2].weight.share_memory_()
+    double[2].double()
+    odd[2].weight = nn.Parameter(torch.randn(3, 4).T)
+    for layers in (biased, shared, double, odd):
+        places = [layer.weight.data_ptr() for layer in layers]
+        lay_side_by_side(*layers)
+        assert [layer.weight.data_ptr() for layer in layers] == places
+        assert weight_of_all(*layers) is None

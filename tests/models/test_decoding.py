@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.models.small import padded, small_ids, small_model
 from transformers import (
     LogitsProcessor,
@@ -351,13 +352,42 @@ def test_weights_that_change_are_seen(model, ours):
     ids, settings = small_ids(2, 10), {"max_new_tokens": 12, "do_sample": False}
     first = check(model, ids, **settings)
     with torch.no_grad():
+        # In place, and where generating has moved weights.
+        for weight in model.parameters():
+            weight.mul_(-2)
+    second = check(model, ids, **settings)
+    assert not torch.equal(second, first)
+    with torch.no_grad():
         model.embed_tokens.weight.mul_(-3)
-    assert not torch.equal(check(model, ids, **settings), first)
+    assert not torch.equal(check(model, ids, **settings), second)
     model.load_state_dict(small_model(model.config.architecture, seed=5, pad_token_id=0).state_dict(), assign=True)
     check(model, ids, **settings)
     check(model.double(), ids, **settings)
     check(model.bfloat16(), ids, max_new_tokens=12, do_sample=True)
-    assert len(ours) == 5
+    assert len(ours) == 6
+
+
+def test_weights_are_moved_once_and_stay_what_they_are(model, tmp_path):
+    before = {name: (weight, weight.clone()) for name, weight in model.named_parameters()}
+    ids, settings = small_ids(2, 10), {"max_new_tokens": 12, "do_sample": False}
+    first = check(model, ids, **settings)
+    engine, places = engines.engine_of(model), [weight.data_ptr() for weight in model.parameters()]
+    assert torch.equal(check(model, ids, **settings), first)
+    assert engines.engine_of(model) is engine
+    assert [weight.data_ptr() for weight in model.parameters()] == places
+    for name, weight in model.named_parameters():
+        assert weight is before[name][0]
+        assert torch.equal(weight, before[name][1])
+    # Each is written as itself, and nothing as shared.
+    model.save_pretrained(tmp_path)
+    assert {name: tuple(x.shape) for name, x in load_file(tmp_path / "model.safetensors").items()} == {
+        name: tuple(x.shape) for name, x in model.named_parameters()
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model.train()(ids, labels=ids).loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(weight, before[name][1]) for name, weight in model.named_parameters())
+    check(model.eval(), ids, **settings)
 
 
 def test_a_form_that_is_set_is_computed(ours, monkeypatch):

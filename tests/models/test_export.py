@@ -159,8 +159,12 @@ def test_saving_alone_makes_a_folder_that_names_its_code(tmp_path: Path) -> None
 
 
 def test_the_modelling_code_needs_torch_and_transformers_only() -> None:
-    modules = set()
-    for node in ast.walk(ast.parse(modelling_code())):
+    modules, tree = set(), ast.parse(modelling_code())
+    # What it can do without stands in a `try`.
+    tried = {id(inner) for node in tree.body if isinstance(node, ast.Try) for inner in node.body}
+    for node in ast.walk(tree):
+        if id(node) in tried:
+            continue
         if isinstance(node, ast.Import):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

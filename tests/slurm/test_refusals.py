@@ -30,9 +30,11 @@ def config(tmp_path: Path) -> Path:
         (["cluster.partition=nope"], "invalid partition specified: nope", "cluster.partition: nope"),
         (["cluster.stages.train_model={partition: nope}"], "nope", "cluster.stages.train_model.partition: nope"),
         (["--", "-p", "nope"], "invalid partition specified: nope", "--partition=nope after --"),
-        (["cluster.time=soon"], "Invalid --time specification", "cluster.time: soon"),
+        (["--", "--time=soon"], "Invalid --time specification", "--time=soon after --"),
         (["cluster.memory=9999G"], "Memory specification can not be satisfied", "cluster.memory: 9999G"),
         (["cluster.gpus=h100:1"], "node configuration", "cluster.gpus: h100:1"),
+        # Of several keys that Slurm's words may mean, those without which it would take the job.
+        (["cluster.gpus=9", "cluster.cpus=1", "cluster.memory=10M"], "node configuration", "from cluster.gpus: 9\n"),
         (["--", "--no-such-option"], "--no-such-option", "--no-such-option after --"),
     ],
 )
@@ -50,6 +52,19 @@ def test_a_chain_that_cannot_be_submitted_as_a_whole_is_not_submitted(slurm: Pri
     assert (answer.returncode, "nothing is left in the queue" in answer.stderr) == (2, True), answer.stderr
     # A job that had begun takes a moment to end.
     slurm.until(lambda: not slurm.run("squeue", "-h").stdout, 40, "jobs are left in the queue")
+
+
+@WITH_SLURM
+def test_an_account_that_the_partition_does_not_admit_is_named(config: Path) -> None:
+    """A Slurm without accounting takes the job and leaves it pending."""
+    words = ["cluster.partition=paid", "cluster.account=them"]
+    answer = script(PROJECT_ROOT, "01_download_data.sh", str(config), *words)
+    (job,) = re.findall(r"job (\d+);", answer.stdout)
+    assert answer.stdout.endswith(f"take them out of the queue with: scancel {job}\n"), answer.stdout
+    for text in (answer.stdout, script(PROJECT_ROOT, "status.sh", str(config)).stdout):
+        flat = " ".join(text.split())
+        assert "account not known, so it can't use this partition (paid allows research)" in flat, text
+        assert "cluster.account" in flat, text
 
 
 @WITH_SLURM

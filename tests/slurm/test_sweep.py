@@ -22,12 +22,13 @@ from tests.training.experiment import make_config, make_inputs
 
 from retlab.cluster import queue, sbatch
 from retlab.cluster_settings import ClusterSection
-from retlab.config import ExperimentConfig, load_config
+from retlab.config import ExperimentConfig
 from retlab.data.settings import DataSection
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
 from retlab.sweep import slurm as engine
 from retlab.sweep.grid import Grid, Point, Trial
+from retlab.sweep.points import make_grid
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
 from retlab.sweep.slurm_status import sweep_status
@@ -111,9 +112,8 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     again = submit_sweep(grid, lines.append)
     assert again is not None
     assert not again.arrays
-    status = sweep_status(grid.config)
-    assert status is not None
-    assert (status.state, status.detail) == ("running", "13 trials submitted: 3 running, 10 pending")
+    status, _ = sweep_status(grid)
+    assert (status.state, status.detail) == ("running", "13 trials: 3 running, 10 pending")
 
     # A task is cancelled, and the node of another goes down.
     on_first = next(task for task in running(grid) if task.job is not None and task.job.nodes == "n1")
@@ -128,9 +128,8 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     assert [trial.id for trial in missing_trials(grid, False)] == [on_first.trial]
     begun = started.read_text().split()
     assert begun.count(on_second.trial) == 2
-    status = sweep_status(grid.config)
-    assert status is not None
-    assert (status.state, status.detail) == ("failed", "13 trials submitted: 12 done, 1 ended without a result")
+    status, _ = sweep_status(grid)
+    assert (status.state, status.detail) == ("failed", "13 trials: 12 done, 1 ended without a result")
     assert on_first.trial in status.tail[0]
     assert f"training {on_first.trial}" in " ".join(status.tail)
 
@@ -251,9 +250,8 @@ def test_a_full_disk_ends_an_array_and_the_next_submission_runs_what_is_missing(
     logs = [log.read_text() for log in (tmp_path / "runs" / "full" / "slurm").glob("trials-*.log")]
     assert len(logs) == 1, "the other one never began"
     assert "error: files may not become so large here" in logs[0]
-    status = sweep_status(load_config(file))
-    assert status is not None
-    assert status.detail == "2 trials submitted: 2 ended without a result"
+    status, _ = sweep_status(make_grid(file, []))
+    assert status.detail == "2 trials: 2 ended without a result"
     assert "files may not become so large here" in " ".join(status.tail)
     assert status.tail[-1] == "1 trial cancelled before the start"
     answer = script(PROJECT_ROOT, "07_grid_search.sh", str(file), "cluster.cpus=1")

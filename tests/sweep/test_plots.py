@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from tests.sweep.made_trials import diverge, finish, finish_all, make_grid, trial_at
 
 from retlab.sweep.comparison import Comparison, compare
 from retlab.sweep.grid import Grid
 from retlab.sweep.outcomes import read_outcomes
-from retlab.sweep.plots import write_plots
+from retlab.sweep.plots import _over_energy, write_plots
 from retlab.training.metrics import COLUMNS
 
 ALL = ["loss_over_learning_rate.png", "loss_over_parameters.png", "loss_over_energy.png", "best_runs.png"]
@@ -109,3 +110,22 @@ def test_curves_of_the_best_run(tmp_path: Path) -> None:
         "transformer, training",
         "transformer, point 1, validation, test 4.2000",
     ]
+
+
+@pytest.mark.parametrize(("energy", "unit", "shown"), [(2.5, "kWh", 2.5), (2.5e-3, "Wh", 2.5), (2.5e-5, "mWh", 25.0)])
+def test_energy_has_a_unit_of_few_digits_and_the_best_a_star(
+    tmp_path: Path, energy: float, unit: str, shown: float
+) -> None:
+    grid = make_grid(tmp_path, axes={})
+    finish_all(grid, lambda *_: (4.0, 4.0))
+    for trial in grid.trials:
+        finish(trial, energy_kwh=energy)
+    figure = Figure()
+    assert _over_energy(comparison(grid), figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == f"energy of a trial, {unit}"
+    stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
+    assert [line.get_label() for line in stars] == ["retnet, best of all", "transformer, best of all"]
+    assert all(list(line.get_xdata()) == [pytest.approx(shown)] for line in stars)
+    # One cost is no range: the axis reaches a tenth to both sides.
+    assert axes.get_xlim() == pytest.approx((0.9 * shown, 1.1 * shown))

@@ -48,6 +48,8 @@ class Plan:
     "Shapes of training steps; the first also shows the loader."
     generation: tuple[Shape, ...]
     "Rows and tokens of context before the tokens that are generated."
+    several: tuple[Shape, ...]
+    "Shapes of each process's training steps, where one process is compared with several."
     text_bytes: int
     "Text for the rates of tokeniser and loader."
     warmup_steps: int
@@ -85,6 +87,8 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
             (retnet, transformer, _longnet(long, train, (Shape(4, 8192), Shape(1, 32768)), ())),
             training=(Shape(8, 2048), Shape(2, 8192)),
             generation=(Shape(1, 256), Shape(1, 8192), Shape(1, 16384), Shape(16, 8192)),
+            # The second is as much as a GPU of this size is given to do at once.
+            several=(Shape(8, 2048), Shape(32, 2048)),
             text_bytes=4_000_000,
             **_ON_A_GPU,
         )
@@ -98,6 +102,7 @@ def default_plan(device: Device, train: TrainSection) -> Plan:
         (*_subjects(models, train), _longnet(long, train, (Shape(2, 512), Shape(1, 1024)), ())),
         training=(Shape(4, 256), Shape(1, 1024)),
         generation=(Shape(1, 32), Shape(1, 256), Shape(4, 256)),
+        several=(Shape(4, 256),),
         text_bytes=2_000_000,
         **_ON_A_CPU,
     )
@@ -119,6 +124,7 @@ def plan_of(config: ExperimentConfig, device: Device) -> Plan:
         (Subject(config.model, _alone(train), vocab_size),),
         training=(Shape(micro, tokens),),
         generation=_shapes((1, 4 if small else 16), tuple(contexts)),
+        several=(Shape(micro, tokens),),
         text_bytes=2_000_000 if small else 8_000_000,
         loader_workers=config.data.loader_workers,
         reset_at_documents=config.data.reset_at_documents,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retlab.artifacts import write_atomic
-from retlab.benchmark.plan import Device, Plan, Subject
+from retlab.benchmark.plan import Device, Plan, Shape, Subject
 from retlab.benchmark.processes import Failed, Send, answers
 from retlab.benchmark.report import say, table, to_csv
 from retlab.benchmark.row import RETLAB, Row
@@ -49,13 +49,13 @@ class _Measured(Exception):
 
 
 def several_rows(plan: Plan, device: Device, devices: int) -> Iterator[Row]:
-    """The rows of the first model at its first shape: one process, then `devices` with DDP and with FSDP."""
-    with tempfile.TemporaryDirectory(prefix="retlab-benchmark-") as temporary:
-        folder = Path(temporary)
+    """The rows of the first model, shape by shape: one process, then `devices` with DDP and with FSDP."""
+    for shape in plan.several:
         one: Row | None = None
         for variant in (Variant(1, "auto"), Variant(devices, "ddp"), Variant(devices, "fsdp")):
-            request = _request(plan, device, variant, folder)
-            row = _row(plan, device, variant, list(answers(_train, request.model_dump_json())))
+            with tempfile.TemporaryDirectory(prefix="retlab-benchmark-") as folder:
+                request = _request(plan, device, shape, variant, Path(folder))
+                row = _row(plan, device, shape, variant, list(answers(_train, request.model_dump_json())))
             if one and one.tokens_per_second and row.tokens_per_second:
                 ratio = row.tokens_per_second / one.tokens_per_second
                 row = dataclasses.replace(row, remark=f"{ratio:.3f} x the tokens/s of one")
@@ -70,16 +70,16 @@ def run_several(plan: Plan, device: Device, devices: int, folder: Path, header: 
     for row in several_rows(plan, device, devices):
         rows.append(row)
         rate = f"{row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
-        say(f"{row.measurement}: {', '.join(filter(None, (rate, row.remark)))}")
+        say(f"{row.measurement}, {row.batch} x {row.tokens:,}: {', '.join(filter(None, (rate, row.remark)))}")
         write_atomic(folder / "devices.csv", to_csv(rows))
         write_atomic(folder / "devices.md", f"# Training in one process and in several\n\n{header}\n\n{table(rows)}\n")
     print(table(rows))
     say(f"the table: {shown_path(folder / 'devices.md')}, numbers: devices.csv beside it")
 
 
-def _row(plan: Plan, device: Device, variant: Variant, found: list[Any]) -> Row:
+def _row(plan: Plan, device: Device, shape: Shape, variant: Variant, found: list[Any]) -> Row:
     """The median of the timed lines of metrics.csv, or why there are none."""
-    subject, shape = plan.subjects[0], plan.training[0]
+    subject = plan.subjects[0]
     batch = shape.batch * variant.processes
     row = Row(variant.named(device), subject.architecture, RETLAB, batch=batch, tokens=shape.tokens)
     answer = found[0] if found else Failed("its process ended without an answer")
@@ -114,11 +114,11 @@ def _train(send: Send, request: str) -> None:
         train(training, say=lambda _line: None, stop_requested=enough)
 
 
-def _request(plan: Plan, device: Device, variant: Variant, folder: Path) -> TrainingRequest:
-    """A training without end on random tokens, at the plan's batch per process."""
+def _request(plan: Plan, device: Device, shape: Shape, variant: Variant, folder: Path) -> TrainingRequest:
+    """A training without end on random tokens; `shape` is the batch per process and the window."""
     from retlab.models import config_from_section
 
-    subject, shape = plan.subjects[0], plan.training[0]
+    subject = plan.subjects[0]
     config = config_from_section(subject.model, subject.vocab_size)
     steps = _STEPS_OF_A_LAP[device]
     train = subject.train.model_copy(

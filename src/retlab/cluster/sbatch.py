@@ -94,7 +94,7 @@ def submit(
     command = ["sbatch", "--parsable", *options(cluster, stage, num_nodes), *chosen, *given, *script]
     answer = call(command, keep_open=keep_open)
     if answer.returncode != 0:
-        raise UserError(_refusal(reason_given(answer), stage, cluster, given, num_nodes))
+        raise UserError(_refusal(reason_given(answer), stage, cluster, given, num_nodes, [*chosen, *given, *script]))
     number = answer.stdout.split(";")[0].strip()
     if not number.isdigit():
         said = " ".join((answer.stdout + answer.stderr).split())
@@ -114,7 +114,7 @@ def unstartable(
     answer = call(["sbatch", "--test-only", *options(cluster, stage, num_nodes), *chosen, *kept, *script])
     if answer.returncode == 0:
         return None
-    return _refusal(reason_given(answer), stage, cluster, given, num_nodes)
+    return _refusal(reason_given(answer), stage, cluster, given, num_nodes, [*chosen, *kept, *script])
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -123,12 +123,18 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words[:first]), list(words[first:])
 
 
-def _refusal(said: str, stage: str, cluster: ClusterSection, given: Sequence[str], num_nodes: int) -> str:
+def _refusal(
+    said: str, stage: str, cluster: ClusterSection, given: Sequence[str], num_nodes: int, rest: Sequence[str]
+) -> str:
+    """What Slurm said with where it comes from; `rest` are the words beside those of the configuration."""
     asked = [one for one in _asked(cluster, stage, num_nodes) if not one.origin.startswith("retlab's own")]
     values = {key: given_value(given, option, short) for key, (option, short, _) in _KEYS.items()}
     overruled = {key: value for key, value in values.items() if value is not None}
     asked = [one for one in asked if not any(one.word.startswith(f"{_KEYS[key][0]}=") for key in overruled)]
-    blamed = [one.origin for one in asked if re.search(one.complaints, said, flags=re.IGNORECASE)]
+    suspects = [one for one in asked if re.search(one.complaints, said, flags=re.IGNORECASE)]
+    if len(suspects) > 1:
+        suspects = _guilty(suspects, options(cluster, stage, num_nodes), rest) or suspects
+    blamed = [one.origin for one in suspects]
     for key, value in overruled.items():
         if re.search(_KEYS[key][2], said, flags=re.IGNORECASE):
             blamed.append(f"{_KEYS[key][0]}={value} after --")
@@ -139,6 +145,15 @@ def _refusal(said: str, stage: str, cluster: ClusterSection, given: Sequence[str
         blamed += [f"{' '.join(given)} after --"] if given else []
     source = f"; it comes from {', '.join(blamed)}" if blamed else ""
     return f"Slurm refuses a job for {stage}: {said}{source}"
+
+
+def _guilty(suspects: Sequence[_Asked], asked: Sequence[str], rest: Sequence[str]) -> list[_Asked]:
+    """Those of them without any single one of which Slurm would take the job."""
+    return [
+        one
+        for one in suspects
+        if call(["sbatch", "--test-only", *(word for word in asked if word != one.word), *rest]).returncode == 0
+    ]
 
 
 def given_value(given: Sequence[str], option: str, short: str | None) -> str | None:

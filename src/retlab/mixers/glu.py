@@ -1,16 +1,23 @@
 """The gated linear unit (Shazeer 2020, arXiv:2002.05202), the channel mixer of RetNet and of the Transformer."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .base import Misfit, Mixer, MixerState, refuse
+from .projections import lay_side_by_side, project_few, weight_of_all
 from .rotary import Rotation
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+
+
+class ReservedUnit(NamedTuple):
+    """The weights of `fc1` and `gate` as one (2 x intermediate_size, hidden_size), where they lie side by side."""
+
+    weight: torch.Tensor | None
 
 
 class GatedLinearUnit(Mixer):
@@ -47,6 +54,32 @@ class GatedLinearUnit(Mixer):
     ) -> tuple[torch.Tensor, None]:
         inner = F.dropout(self.activation(self.fc1(hidden)), self.dropout, self.training)
         return self.fc2(inner * self.gate(hidden)), None
+
+    def prepare_weights(self) -> None:
+        """Those that read the same input, side by side."""
+        lay_side_by_side(self.fc1, self.gate)
+
+    def reserve(self, state: MixerState, capacity: int) -> ReservedUnit:  # noqa: ARG002
+        """No memory; the weights as one."""
+        return ReservedUnit(weight_of_all(self.fc1, self.gate))
+
+    def changing(self, reserved: ReservedUnit) -> list[torch.Tensor]:  # noqa: ARG002
+        """Nothing."""
+        return []
+
+    def unload(self, reserved: ReservedUnit, slots: int) -> None:
+        """No state."""
+
+    def advance(
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation | None,  # noqa: ARG002
+        reserved: ReservedUnit,
+        slot: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """As the contract has it, in two products."""
+        inner, gate = project_few(hidden, reserved.weight, self.fc1, self.gate)
+        return self.fc2(self.activation(inner) * gate)
 
     def core_flops_per_token(self, sequence_length: int) -> float:  # noqa: ARG002
         """All its work is in weight matrices."""

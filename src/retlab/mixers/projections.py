@@ -40,6 +40,56 @@ def project(hidden: torch.Tensor, *projections: nn.Linear) -> tuple[torch.Tensor
     return tuple(projection(hidden) for projection in projections)
 
 
+def lay_side_by_side(*maps: nn.Linear) -> None:
+    """Move the weights of several maps of one input beside each other in memory, where nothing forbids it.
+
+    The parameters stay what they are. A GPU reads one matrix of four times the rows in little more time than one of
+    the four, where a few tokens leave most of it idle: on an H100 a quarter of a decoding step of 16 rows.
+    """
+    weights = [each.weight for each in maps]
+    if _lie_side_by_side(weights) or not all(map(_can_move, maps)):
+        return
+    if len({(weight.dtype, weight.device, weight.shape[1]) for weight in weights}) > 1:
+        return
+    joined = torch.cat([weight.detach() for weight in weights])
+    for weight, place in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
+        weight.data = place
+
+
+def weight_of_all(*maps: nn.Linear) -> torch.Tensor | None:
+    """The weights of maps as one (features of all, hidden_size) in the same memory; None where they lie apart."""
+    weights = [each.weight for each in maps]
+    if not _lie_side_by_side(weights):
+        return None
+    first = weights[0].detach()
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))
+
+
+def project_few(hidden: torch.Tensor, joined: torch.Tensor | None, *maps: nn.Linear) -> tuple[torch.Tensor, ...]:
+    """`project` of one token a row or so, by what `weight_of_all` gave for the maps."""
+    if joined is None:
+        return tuple(each(hidden) for each in maps)
+    return F.linear(hidden, joined).split([each.out_features for each in maps], dim=-1)
+
+
+def _can_move(linear: nn.Linear) -> bool:
+    weight = linear.weight
+    # Other processes look at shared memory; the memory of a GPU always says that it is shared.
+    is_free = not weight.is_inference() and (weight.is_cuda or not weight.is_shared())
+    return linear.bias is None and weight.is_contiguous() and is_free
+
+
+def _lie_side_by_side(weights: list[torch.Tensor]) -> bool:
+    """Whether every weight begins where the one before ends, in one piece of memory."""
+    first = weights[0]
+    if any(weight.dtype != first.dtype or not weight.is_contiguous() for weight in weights):
+        return False
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    if any(weight.data_ptr() != end for weight, end in zip(weights[1:], ends, strict=False)):
+        return False
+    return len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+
+
 def _is_weight_alone(projection: nn.Linear) -> bool:
     """Whether it is its weight and nothing else: no adapter in its place, and nobody who watches its calls."""
     return type(projection) is Projection and not (projection._forward_hooks or projection._forward_pre_hooks)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .base import Misfit, Mixer, head_misfits, refuse
 from .gated_norm import gated_norm
 from .kernels import can_run, kernel_retention
-from .projections import Projection, project
+from .projections import Projection, lay_side_by_side, project, project_few, weight_of_all
 from .retention_forms import (
     FORMS,
     RetentionState,
@@ -23,10 +23,14 @@ from .rotary import RetNetFrequencies, Rotation, rotate_pairs, rotate_pairs_of_o
 
 
 class ReservedRetention(NamedTuple):
-    """The memory of `RetentionState`, and the decays (heads, 1, 1) float32 that every token needs."""
+    """The memory of `RetentionState`, the decays (heads, 1, 1) float32, and the projections as one, if they can be.
+
+    The keys of the memory lie side by side, as `retention_kernel` takes it.
+    """
 
     memory: torch.Tensor
     decay: torch.Tensor
+    weight: torch.Tensor | None
 
 
 class Retention(Mixer):
@@ -129,23 +133,27 @@ class Retention(Mixer):
         shape = (batch, self.num_heads, self.key_width, self.value_width)
         return RetentionState(torch.zeros(shape, device=like.device))
 
+    @property
+    def _projections(self) -> tuple[Projection, ...]:
+        return self.q_proj, self.k_proj, self.v_proj, self.g_proj
+
+    def prepare_weights(self) -> None:
+        """Those that read the same input, side by side."""
+        lay_side_by_side(*self._projections)
+
     def reserve(self, state: RetentionState, capacity: int) -> ReservedRetention:  # noqa: ARG002
-        """Memory of the state's shape, and the decays."""
+        """Memory of the state's shape, and what `advance` needs beside it."""
         decay = retnet_log_decay(self.num_heads, state.memory.device).exp().to(torch.float32)
-        memory = torch.zeros_like(state.memory, memory_format=torch.contiguous_format)
-        return ReservedRetention(memory, decay[:, None, None])
+        memory = torch.zeros_like(state.memory.mT, memory_format=torch.contiguous_format).mT
+        return ReservedRetention(memory, decay[:, None, None], weight_of_all(*self._projections))
 
     def changing(self, reserved: ReservedRetention) -> list[torch.Tensor]:
-        """The memory, and not the decays."""
+        """The memory."""
         return [reserved.memory]
-
-    def load(self, reserved: ReservedRetention, state: RetentionState) -> None:
-        """Copy the memory."""
-        reserved.memory.copy_(state.memory)
 
     def unload(self, reserved: ReservedRetention, slots: int) -> RetentionState:  # noqa: ARG002
         """A copy of the memory."""
-        return RetentionState(reserved.memory.clone())
+        return RetentionState(reserved.memory.clone(memory_format=torch.contiguous_format))
 
     def advance(
         self,
@@ -160,11 +168,12 @@ class Retention(Mixer):
             reserved.memory.copy_(state.memory)
             return out
         assert rotation is not None
-        both = torch.cat((self.q_proj(hidden), self.k_proj(hidden)), dim=-1).unflatten(-1, (2 * self.num_heads, -1))
-        q, k = rotate_pairs_of_one_token(both, rotation).to(torch.float32).chunk(2, dim=1)
-        v = self.v_proj(hidden).unflatten(-1, (self.num_heads, -1))
-        out = retention_step(q, k, v[:, 0].to(torch.float32), reserved.decay, self.key_width**-0.5, reserved.memory)
-        return self._finished(out.to(v.dtype), hidden)
+        q, k, v, gate = project_few(hidden, reserved.weight, *self._projections)
+        both = torch.cat((q, k), dim=-1).unflatten(-1, (2 * self.num_heads, -1))
+        both = rotate_pairs_of_one_token(both, rotation).to(torch.float32)
+        value = v.unflatten(-1, (self.num_heads, -1))[:, 0].to(torch.float32)
+        out = retention_step(both, value, reserved.decay, self.key_width**-0.5, reserved.memory)
+        return self._finished(out.to(v.dtype), gate)
 
     def advance_to_last(
         self, hidden: torch.Tensor, rotation: Rotation | None, reserved: ReservedRetention, slot: torch.Tensor
@@ -181,16 +190,16 @@ class Retention(Mixer):
         hidden = hidden[:, -1:]
         q = self.q_proj(hidden).unflatten(-1, (self.num_heads, -1))
         q = rotate_pairs(q, Rotation(*(part[:, -1:] for part in rotation))).transpose(1, 2)
-        return self._finished((q.to(torch.float32) @ reserved.memory).to(v.dtype), hidden)
+        return self._finished((q.to(torch.float32) @ reserved.memory).to(v.dtype), self.g_proj(hidden))
 
     def _scaled(self, rotation: Rotation) -> Rotation:
         """Keys take their scale with their rotation."""
         return Rotation(*(part * self.key_width**-0.5 for part in rotation))
 
-    def _finished(self, out: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output for one token from what retention gave for it (batch, heads, 1, value width)."""
-        out = F.rms_norm(out, (self.value_width,), eps=self.norm_eps).reshape(*hidden.shape[:2], -1)
-        return self.out_proj(F.silu(self.g_proj(hidden)) * out)
+    def _finished(self, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The block's output for one token, from retention's (batch, heads, 1, value width) and the gate's."""
+        out = F.rms_norm(out, (self.value_width,), eps=self.norm_eps).reshape(gate.shape)
+        return self.out_proj(F.silu(gate) * out)
 
     def core_flops_per_token(self, sequence_length: int) -> float:
         """Products within the chunk (mask not skipped), writing the memory and reading it."""

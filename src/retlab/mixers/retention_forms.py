@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .retention_kernel import kernel_can_step, kernel_step
 from .retention_loop import ChunkLoop, ChunkTable, suits_loop
 from .retention_paths import Paths, current_document, far_decays, near_decays, plain_paths, power_table, segment_paths
 
@@ -198,13 +199,17 @@ def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:
 
 
 def retention_step(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
+    qk: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
 ) -> torch.Tensor:
     """Eq. 6 for one token, over the memory (batch, heads, key width, value width) float32, which it overwrites.
 
-    q, k (batch, heads, key width) and v (batch, heads, value width) float32, k times `scale`; `decay` (heads, 1, 1)
-    float32 holds gamma. Returns (batch, heads, 1, value width) float32.
+    qk (batch, 2 heads, key width) float32 has the queries of all heads and then their keys, which take the `scale`;
+    v (batch, heads, value width) float32; `decay` (heads, 1, 1) float32 holds gamma. Returns (batch, heads, 1, value
+    width) float32.
     """
+    if kernel_can_step(memory):
+        return kernel_step(qk, v, decay, scale, memory)
+    q, k = qk.chunk(2, dim=1)
     memory.mul_(decay).addcmul_(k[..., None], v[..., None, :], value=scale)
     return q[..., None, :] @ memory
 

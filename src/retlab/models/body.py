@@ -208,7 +208,9 @@ class Body(nn.Module):
         """The normed hidden states of the last of the tokens (batch, 1, hidden_size); see `Mixer.advance`."""
         rotations = [rotation(positions, frequencies) for frequencies in self.frequencies]
         hidden = embeddings
-        last = max((index for index, memory in enumerate(reserved) if memory is not None), default=-1)
+        mixers = [cast(Mixer, block.mixer) for block in self.blocks]
+        changing = [mixer.changing(memory) for mixer, memory in zip(mixers, reserved, strict=True)]
+        last = max((index for index, tensors in enumerate(changing) if tensors), default=-1)
         for index, (block, turned_by, memory) in enumerate(
             zip(self.blocks, self.rotation_of_block, reserved, strict=True)
         ):

@@ -83,10 +83,12 @@ def engine_of(model: Any) -> Engine:
 
     Where something has changed that recordings depend on, they are made anew.
     """
-    engine, identity = _engines.get(model), identity_of(model)
-    if engine is None or engine.identity != identity:
+    engine = _engines.get(model)
+    if engine is None or engine.identity != identity_of(model):
+        for block in model.body.blocks:
+            block.mixer.prepare_weights()
         parts = Parts(model.embed_tokens, model.body, model.lm_head)
-        engine = _engines[model] = Engine(parts, identity)
+        engine = _engines[model] = Engine(parts, identity_of(model))
     return engine
 
 

@@ -19,6 +19,7 @@ Curve = list[tuple[float, float | None, float | None]]
 # Paul Tol's bright scheme, told apart by people with any colour vision.
 _COLOURS = ("#4477aa", "#ee6677", "#228833")
 _MARKERS = ("o", "^", "D")
+_ENERGY_UNITS = (("kWh", 1.0), ("Wh", 1e3), ("mWh", 1e6))
 
 
 def write_plots(comparison: Comparison) -> list[str]:
@@ -130,7 +131,15 @@ def _over_parameters(comparison: Comparison, figure: Any) -> bool:
 
 
 def _over_energy(comparison: Comparison, figure: Any) -> bool:
-    return _over(comparison, figure, "energy", lambda entry: entry.energy.mean, "energy of a trial, kWh")
+    largest = max((entry.energy.mean or 0.0 for entry in comparison.entries.values()), default=0.0)
+    unit, factor = next((pair for pair in _ENERGY_UNITS if largest * pair[1] >= 1), _ENERGY_UNITS[-1])
+    return _over(
+        comparison,
+        figure,
+        "energy",
+        lambda entry: None if entry.energy.mean is None else entry.energy.mean * factor,
+        f"energy of a trial, {unit}",
+    )
 
 
 def _over(comparison: Comparison, figure: Any, what: str, cost: Callable[[Entry], float | None], label: str) -> bool:
@@ -152,12 +161,15 @@ def _over(comparison: Comparison, figure: Any, what: str, cost: Callable[[Entry]
             linestyle="none", elinewidth=0.8, alpha=0.5, fillstyle="none", label=f"{architecture}, each point", **style,
         )  # fmt: skip
         chosen = _chosen(own)
-        if len(chosen) > 1:
-            axes.step(
-                [cost(entry) for entry in chosen],
-                [entry.test.mean for entry in chosen],
-                where="post", linewidth=2, label=f"{architecture}, best by validation up to here", **style,
-            )  # fmt: skip
+        axes.step(
+            [cost(entry) for entry in chosen],
+            [entry.test.mean for entry in chosen],
+            where="post", linewidth=2, label=f"{architecture}, best by validation up to here", **style,
+        )  # fmt: skip
+        # The last of them has the lowest validation loss of all.
+        for entry in chosen[-1:]:
+            axes.plot(cost(entry), entry.test.mean, linestyle="none", label=f"{architecture}, best of all",
+                      **style | {"marker": "*", "markersize": 17, "markeredgecolor": "black"})  # fmt: skip
     _readable_ticks(axes, [cost(entry) or 0 for entry in points])
     axes.set_xlabel(label)
     axes.set_ylabel("test loss, nats per token")
@@ -191,7 +203,11 @@ def _readable_ticks(axes: Any, costs: Sequence[float]) -> None:
     """A log axis with ticks of few digits, or a plain one where the costs are near to each other."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if max(costs) > 4 * min(costs):
+    low, high = min(costs), max(costs)
+    if high < 1.2 * low:
+        # Nearly equal costs are to look nearly equal.
+        axes.set_xlim(0.9 * low, 1.1 * high)
+    elif high > 4 * low:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
         axes.xaxis.set_minor_formatter(NullFormatter())

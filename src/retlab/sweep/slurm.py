@@ -53,6 +53,7 @@ def submit_missing(
             require("sbatch")
         except UserError as error:
             raise UserError(f"{error} where grid_search.engine is local") from None
+    grid.folder.mkdir(parents=True, exist_ok=True)
     claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():

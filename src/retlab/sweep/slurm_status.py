@@ -1,69 +1,85 @@
-"""What became of a sweep's trials on Slurm, for the status of an experiment."""
+"""What became of a sweep's trials, here and on Slurm, for the status of an experiment."""
 
 from collections import Counter
-from pathlib import Path
 
+from retlab.artifacts import is_locked
 from retlab.cluster.status import Status, last_lines
-from retlab.config import ExperimentConfig
+from retlab.errors import UserError
 from retlab.progress import counted
 from retlab.section import shown_path
-from retlab.sweep.results import read_failure, read_result
+from retlab.sweep.grid import Grid
+from retlab.sweep.outcomes import Outcome, read_outcomes
 from retlab.sweep.submissions import Task, tasks
 
 _MOST_LOGS = 5
 _LOG_LINES = 3
+_ORDER = ("done", "diverged", "running", "pending", "failed", "ended without a result", "not run")
+_USUAL = {"None", "Resources", "Priority", "JobArrayTaskLimit", "Dependency"}
 
 
-def sweep_status(config: ExperimentConfig) -> Status | None:
-    """The submitted trials of a sweep: how many are done, running, pending and failed; None where none was submitted.
+def sweep_status(grid: Grid) -> tuple[Status, str | None]:
+    """How many trials of a grid are done, running, pending and failed; and why the queue cannot tell, if it cannot.
 
-    Raises:
-        UserError: squeue has no answer.
+    Trials of an earlier form of the grid, and of other sweeps in the same folder, do not count.
     """
-    found = tasks(config)
-    if not found:
-        return None
-    states = {task.trial: _state(config, task) for task in found}
+    trouble = None
+    try:
+        submitted = {task.trial: task for task in tasks(grid.config)}
+    except UserError as error:
+        submitted, trouble = {}, str(error)
+    outcomes = read_outcomes(grid)
+    states = {name: _state(outcome, submitted.get(name)) for name, outcome in outcomes.items()}
     count = Counter(states.values())
-    order = ("done", "diverged", "running", "pending", "failed", "ended without a result")
-    detail = f"{len(found)} trials submitted: " + ", ".join(f"{count[name]} {name}" for name in order if count[name])
-    live = "running" if count["running"] else "pending" if count["pending"] else None
-    bad = count["failed"] + count["ended without a result"]
-    status = Status("grid_search", state=live or ("failed" if bad else "done"), detail=detail)
-    reasons = {task.job.reason for task in found if states[task.trial] == "pending" and task.job is not None}
-    usual = {"None", "Resources", "Priority", "JobArrayTaskLimit", "Dependency"}
-    if reasons - usual:
-        status.detail += f" ({', '.join(sorted(reasons - usual))})"
-    lost = [task for task in found if states[task.trial] in ("failed", "ended without a result")]
+    detail = f"{len(states):,} trials: " + ", ".join(f"{count[name]:,} {name}" for name in _ORDER if count[name])
+    # The lock of grid_search, and of the job that makes the tables.
+    works_here = is_locked(grid.folder)
+    status = Status("grid_search", state=_state_of_all(count, works_here), detail=detail)
+    if works_here:
+        status.detail += "; a process runs them now"
+    found = [task for name, task in submitted.items() if states.get(name) == "pending"]
+    reasons = {task.job.reason for task in found if task.job is not None} - _USUAL
+    if reasons:
+        status.detail += f" ({', '.join(sorted(reasons))})"
+    lost = [outcome for name, outcome in outcomes.items() if states[name] in ("failed", "ended without a result")]
     # What was cancelled before it began has nothing to say.
-    begun = [task for task in lost if task.log.exists() or states[task.trial] == "failed"]
-    for task in begun[:_MOST_LOGS]:
-        status.tail += _last_words(config, task, states[task.trial])
+    begun = [one for one in lost if one.status == "failed" or submitted[one.trial.id].log.exists()]
+    for outcome in begun[:_MOST_LOGS]:
+        status.tail += _last_words(outcome, submitted.get(outcome.trial.id))
     if len(begun) > _MOST_LOGS:
-        status.tail.append(f"and {len(begun) - _MOST_LOGS} more")
+        status.tail.append(f"and {len(begun) - _MOST_LOGS:,} more")
     if len(lost) > len(begun):
         status.tail.append(f"{counted(len(lost) - len(begun), 'trial')} cancelled before the start")
-    return status
+    return status, trouble
 
 
-def _folder_of(config: ExperimentConfig, trial: str) -> Path:
-    return (config.grid_search.trials_folder or config.output_dir / "trials") / trial
+def _state_of_all(count: Counter[str], works_here: bool) -> str:
+    if count["running"] or works_here:
+        return "running"
+    if count["pending"]:
+        return "pending"
+    if count["failed"] or count["ended without a result"]:
+        return "failed"
+    if count["not run"]:
+        return "begun" if len(count) > 1 else "not submitted"
+    return "done"
 
 
-def _state(config: ExperimentConfig, task: Task) -> str:
-    folder = _folder_of(config, task.trial)
-    result = read_result(folder)
-    if result is not None:
-        return "diverged" if result.status == "diverged" else "done"
-    if task.is_live:
+def _state(outcome: Outcome, task: Task | None) -> str:
+    if outcome.status in ("finished", "diverged"):
+        return "done" if outcome.status == "finished" else "diverged"
+    if task is not None and task.is_live:
         assert task.job is not None
         return "pending" if task.job.state in ("PENDING", "REQUEUED") else "running"
-    return "failed" if read_failure(folder) is not None else "ended without a result"
+    if outcome.status == "failed":
+        return "failed"
+    return "not run" if task is None else "ended without a result"
 
 
-def _last_words(config: ExperimentConfig, task: Task, state: str) -> list[str]:
-    failure = read_failure(_folder_of(config, task.trial))
+def _last_words(outcome: Outcome, task: Task | None) -> list[str]:
+    trial = outcome.trial
+    if task is None:
+        return [f"{trial.id}: {outcome.message}; {shown_path(trial.folder / 'log.txt')}"]
     name = f"{task.array.job}_{task.index}"
-    why = failure.sentence if failure else f"{state}: cancelled, killed, at its time limit, or as its log says"
+    why = outcome.message or "ended without a result: cancelled, killed, at its time limit, or as its log says"
     lines = last_lines(task.log, _LOG_LINES)
-    return [f"{task.trial} (job {name}): {why}; {shown_path(task.log)}", *(f"  {line}" for line in lines)]
+    return [f"{trial.id} (job {name}): {why}; {shown_path(task.log)}", *(f"  {line}" for line in lines)]
