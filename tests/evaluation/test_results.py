@@ -85,7 +85,7 @@ def test_samples_continue_their_prompts_and_repeat(tmp_path: Path, data: DataSec
 
 
 def test_greedy_sample_is_the_most_likely_token_each_time(model_folder: Path) -> None:
-    from retlab.evaluation.samples import continue_text
+    from retlab.evaluation.samples import continue_prompt
 
     trained = load_trained_model(EvaluateSection(device="cpu"), model_folder)
     ids = [trained.eos_id, *trained.tokenizer("x <pad> y")["input_ids"]]
@@ -102,7 +102,7 @@ def test_greedy_sample_is_the_most_likely_token_each_time(model_folder: Path) ->
         written.append(token)
     section = GenerateSection(temperature=0, max_new_tokens=8)
     expected = trained.tokenizer.decode(written, skip_special_tokens=True)
-    assert continue_text(trained, section, "x <pad> y") == expected
+    assert continue_prompt(trained, section, "x <pad> y").continuation == expected
 
 
 def test_without_reference_points_the_train_shards_are_not_needed(

@@ -1,31 +1,124 @@
-"""Text that a model writes: one sample for each prompt, through transformers' own generate()."""
+"""Text that a model writes, through transformers' own generate()."""
 
-from typing import Any
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from retlab.data.tokenizer import text_tokenizer
+from retlab.errors import UserError
 from retlab.evaluation.settings import GenerateSection
 from retlab.evaluation.trained_model import TrainedModel
+from retlab.section import shown_path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        cut_tokens: tokens at the beginning of the prompt that the model did not see, since its window is shorter.
+        prompt_tokens: tokens of the prompt that it saw, without the end-of-text token before them.
+        new_tokens: tokens that it wrote, a closing end-of-text token included.
+        ended: whether it ended its text, or at `generate.max_new_tokens`.
+        seconds: from the prompt to the last token.
+    """
+
+    prompt: str
+    continuation: str
+    seed: int
+    cut_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+    ended: Literal["end of text", "length"]
+    seconds: float
 
 
 def write_samples(trained: TrainedModel, section: GenerateSection) -> list[dict[str, Any]]:
     """Continue every prompt of the section.
 
-    A prompt stands at the start of a document, behind an end-of-text token, as documents do in training. Each sample
-    is drawn from the section's seed anew, so it does not depend on the other prompts.
+    Each sample is drawn from the section's seed anew, so it does not depend on the other prompts.
     """
-    return [
-        {"prompt": prompt, "continuation": continue_text(trained, section, prompt), "seed": section.seed}
-        for prompt in section.prompts
-    ]
+    samples = [continue_prompt(trained, section, prompt) for prompt in section.prompts]
+    # Without times, so that the same model gives the same file.
+    return [{"prompt": one.prompt, "continuation": one.continuation, "seed": one.seed} for one in samples]
 
 
-def continue_text(trained: TrainedModel, section: GenerateSection, prompt: str) -> str:
-    """What the model writes after a prompt, without special tokens."""
+def read_prompts(file: Path) -> list[str]:
+    """The prompts of a file: of a .jsonl the key `prompt` of each line, of any other a prompt per line.
+
+    Raises:
+        UserError: the file is missing, is no text, or has a line without a prompt.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"the prompts in {shown_path(file)} cannot be read ({error.strerror}); name another file"
+        ) from None
+    prompts = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            prompts.append(_prompt_of(line.removesuffix(b"\r"), f"{shown_path(file)}, line {number}", file.suffix))
+    if not prompts:
+        raise UserError(f"{shown_path(file)} holds no prompt; write one per line")
+    return prompts
+
+
+def _prompt_of(line: bytes, place: str, suffix: str) -> str:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x} at place {error.start + 1}"
+        raise UserError(f"{place}: {byte} is no UTF-8 text; save the file as UTF-8") from None
+    if suffix != ".jsonl":
+        return text
+    try:
+        prompt = json.loads(text)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise UserError(f'{place}: no prompt; write a line such as {{"prompt": "def "}}')
+    return prompt
+
+
+def as_text(word: str, place: str) -> str:
+    """A word of the command line or a line of input; a UserError where it holds bytes that are no text."""
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        # Python keeps such a byte as a lone surrogate.
+        byte = ord(word[error.start]) & 0xFF
+        raise UserError(
+            f"{place}: byte 0x{byte:02x} at place {error.start + 1} is no UTF-8 text; write it in UTF-8"
+        ) from None
+    return word
+
+
+def continue_prompt(
+    trained: TrainedModel, section: GenerateSection, prompt: str, streamer: BaseStreamer | None = None
+) -> Sample:
+    """Let the model write after a prompt, without special tokens.
+
+    The prompt stands at the start of a document, behind an end-of-text token, as documents do in training. A model
+    whose layers all carry a state reads all of it; one that looks back at tokens reads the last of its window.
+
+    Args:
+        trained: the model.
+        section: how it writes; its prompts are not looked at.
+        prompt: text of any length.
+        streamer: is given every token as it is written, the prompt's first.
+    """
     # The characters <eos> in a prompt are text, as they are in documents.
     encoded = text_tokenizer(trained.tokenizer).encode(prompt, add_special_tokens=False).ids
-    input_ids = torch.tensor([[trained.eos_id, *encoded]], device=trained.device)
+    seen = encoded if trained.carries_state else encoded[-(trained.config.max_position_embeddings - 1) :]
+    input_ids = torch.tensor([[trained.eos_id, *seen]], device=trained.device)
+    started = time.perf_counter()
     # The random state is the caller's again afterwards.
     with torch.random.fork_rng(), torch.inference_mode(), trained.autocast():
         torch.manual_seed(section.seed)
@@ -35,17 +128,45 @@ def continue_text(trained: TrainedModel, section: GenerateSection, prompt: str) 
             max_new_tokens=section.max_new_tokens,
             eos_token_id=trained.eos_id,
             pad_token_id=trained.pad_id,
+            streamer=streamer,
             **_sampling(section),
         )
-    return str(trained.tokenizer.decode(output[0, input_ids.shape[1] :].tolist(), skip_special_tokens=True))
+    new = output[0, input_ids.shape[1] :].tolist()
+    return Sample(
+        prompt=prompt,
+        continuation=str(trained.tokenizer.decode(new, skip_special_tokens=True)),
+        seed=section.seed,
+        cut_tokens=len(encoded) - len(seen),
+        prompt_tokens=len(seen),
+        new_tokens=len(new),
+        ended="end of text" if new[-1:] == [trained.eos_id] else "length",
+        seconds=time.perf_counter() - started,
+    )
+
+
+def notices(trained: TrainedModel, sample: Sample) -> Iterator[str]:
+    """What a reader of a sample should know, in sentences."""
+    window = trained.config.max_position_embeddings
+    if sample.cut_tokens:
+        yield (
+            f"the prompt is longer than the model's window of {window:,} tokens: the first {sample.cut_tokens:,} of its"
+            f" {sample.cut_tokens + sample.prompt_tokens:,} tokens were left out"
+        )
+    length = 1 + sample.prompt_tokens + sample.new_tokens
+    if not trained.carries_state and length > window:
+        yield f"text of {length:,} tokens is longer than the window of {window:,} that the model was trained with"
+    if not sample.prompt:
+        yield "the prompt is empty: this is how a document begins"
 
 
 def _sampling(section: GenerateSection) -> dict[str, Any]:
+    penalty = {} if section.repetition_penalty == 1 else {"repetition_penalty": section.repetition_penalty}
     if section.temperature == 0:
-        return {"do_sample": False}
+        return {"do_sample": False, **penalty}
     return {
         "do_sample": True,
         "temperature": section.temperature,
         "top_k": section.top_k,
         "top_p": section.top_p,
+        **penalty,
     }

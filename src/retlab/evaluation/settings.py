@@ -35,5 +35,7 @@ class GenerateSection(Section):
     "Sample among the k most likely tokens; 0 takes all."
     top_p: float = Field(default=1.0, gt=0, le=1)
     "Sample among the most likely tokens that together have this probability."
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    "Divides the scores of tokens that are there already; 1 is none, more than 1 avoids repetition."
     seed: int = Field(default=0, ge=0)
     "Seed of the sampling."

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from retlab.data.tokenizer import shared_tokenizer
 from retlab.errors import UserError
 from retlab.evaluation.settings import EvaluateSection
 from retlab.memory import memory_errors
+from retlab.models.body import Block
 from retlab.models.causal_lm import MODELS, CausalLM
 from retlab.models.configuration import ModelConfig
 from retlab.models.kernel_choice import KernelUse, choose_kernels
@@ -53,6 +54,11 @@ class TrainedModel:
         """The padding token, or the end-of-text token of a model without one."""
         pad = self.config.pad_token_id
         return self.eos_id if pad is None else pad
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether a state of fixed size stands for all that was read, so that a text of any length can be."""
+        return not any(cast(Block, block).mixer.keeps_tokens for block in self.model.body.blocks)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the model computes in its precision."""

@@ -1,0 +1,96 @@
+"""Samples: what they count, what they cut, and prompts from files."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from tests.evaluation.trained import write_model
+from transformers import TextStreamer
+
+from retlab.errors import UserError
+from retlab.evaluation.samples import as_text, continue_prompt, notices, read_prompts
+from retlab.evaluation.settings import EvaluateSection, GenerateSection
+from retlab.evaluation.trained_model import TrainedModel, load_trained_model
+
+
+@pytest.fixture(params=["retnet", "transformer", "longnet"])
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> TrainedModel:
+    model = load_trained_model(EvaluateSection(device="cpu"), write_model(tmp_path, request.param))
+    model.model.config.max_position_embeddings = 24
+    return model
+
+
+def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attention(trained: TrainedModel) -> None:
+    prompt, section = "abcdefghij" * 5, GenerateSection(temperature=0, max_new_tokens=4)
+    sample = continue_prompt(trained, section, prompt)
+    lines = " ".join(notices(trained, sample))
+    if trained.config.architecture == "retnet":
+        assert (sample.cut_tokens, sample.prompt_tokens, lines) == (0, 50, "")
+    else:
+        assert (sample.cut_tokens, sample.prompt_tokens) == (27, 23)
+        assert "window of 24 tokens: the first 27 of its 50 tokens were left out" in lines
+        assert "text of 28 tokens is longer than the window of 24" in lines
+        kept = continue_prompt(trained, section, prompt[-23:])
+        assert (kept.cut_tokens, kept.continuation) == (0, sample.continuation)
+
+
+def test_it_is_streamed_as_it_is_written(trained: TrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
+    section = GenerateSection(max_new_tokens=18, seed=3)
+    sample = continue_prompt(trained, section, "ab")
+    streamer = TextStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    again = continue_prompt(trained, section, "ab", streamer)
+    assert capsys.readouterr().out.removesuffix("\n") == again.continuation == sample.continuation
+    assert sample.new_tokens == 18 or sample.ended == "end of text"
+
+
+def test_sampling_is_transformers_own(trained: TrainedModel) -> None:
+    settings = {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "repetition_penalty": 1.4}
+    section = GenerateSection(max_new_tokens=12, seed=5, **settings)
+    ids = torch.tensor([[trained.eos_id, *trained.tokenizer("ab").input_ids]])
+    torch.manual_seed(5)
+    output = trained.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=True, eos_token_id=trained.eos_id,
+        pad_token_id=trained.pad_id, **settings,
+    )  # fmt: skip
+    expected = trained.tokenizer.decode(output[0, 3:], skip_special_tokens=True)
+    assert continue_prompt(trained, section, "ab").continuation == expected
+    plain = section.model_copy(update={"repetition_penalty": 1.0})
+    assert continue_prompt(trained, plain, "ab").continuation != expected
+
+
+def test_an_empty_prompt_begins_a_document(trained: TrainedModel) -> None:
+    sample = continue_prompt(trained, GenerateSection(temperature=0, max_new_tokens=3), "")
+    assert sample.prompt_tokens == 0
+    assert list(notices(trained, sample)) == ["the prompt is empty: this is how a document begins"]
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("def \r\n\n  été\n".encode())
+    assert read_prompts(tmp_path / "a.txt") == ["def ", "  été"]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "two\\nlines", "other": 1}\n{"prompt": ""}\n')
+    assert read_prompts(tmp_path / "a.jsonl") == ["two\nlines", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", b"fine\nb\xffd\n", r"a.txt, line 2: byte 0xff at place 2 is no UTF-8 text"),
+        ("a.txt", b"\n\n", r"a.txt holds no prompt"),
+        ("a.jsonl", b'{"prompt": 3}\n', r"a.jsonl, line 1: no prompt"),
+        ("a.jsonl", b"def \n", r"a.jsonl, line 1: no prompt"),
+        ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: no prompt"),
+        (None, b"", r"a.txt cannot be read \(No such file or directory\)"),
+    ],
+)
+def test_files_that_hold_no_prompts(tmp_path: Path, name: str | None, content: bytes, sentence: str) -> None:
+    if name:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        read_prompts(tmp_path / (name or "a.txt"))
+
+
+def test_words_that_are_no_text() -> None:
+    assert as_text("é", "here") == "é"
+    with pytest.raises(UserError, match=r"^here: byte 0xe9 at place 3 is no UTF-8 text"):
+        as_text(io.TextIOWrapper(io.BytesIO(b"ab\xe9"), "utf-8", errors="surrogateescape").read(), "here")

@@ -1,0 +1,105 @@
+"""generate_text as a command."""
+
+import csv
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retlab.errors import EXIT_OK, EXIT_USER_ERROR
+from retlab.section import PROJECT_ROOT
+from tests.evaluation.trained import write_model
+from tests.forked import Script
+
+pytestmark = pytest.mark.component
+SCRIPT = PROJECT_ROOT / "src" / "generate_text.py"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate")
+    write_model(folder / "runs" / "one" / "model")
+    values = {"name": "one", "output_dir": str(folder / "runs"), "evaluate": {"device": "cpu"}}
+    values["generate"] = {"prompts": ["the ", "a "], "max_new_tokens": 5}
+    (folder / "one.yaml").write_text(yaml.safe_dump(values))
+    return folder / "one.yaml"
+
+
+def run(config: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(config), *words]
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120)
+
+
+def test_the_same_samples_on_the_terminal_as_json_and_in_files(config: Path, tmp_path: Path) -> None:
+    answer = run(config, "--json", "--output", str(tmp_path / "all.csv"))
+    assert answer.returncode == EXIT_OK, answer.stderr
+    samples = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [sample["prompt"] for sample in samples] == ["the ", "a "]
+    assert all(0 < sample["new_tokens"] <= 5 for sample in samples)
+    with open(tmp_path / "all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["continuation"] for row in rows] == [sample["continuation"] for sample in samples]
+    shown = run(config, "--output", str(tmp_path / "all.jsonl"))
+    assert shown.stdout == "".join(f"{sample['prompt']}{sample['continuation']}\n" for sample in samples)
+    kept = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [one["continuation"] for one in kept] == [sample["continuation"] for sample in samples]
+    # A run of it without a terminal asks line by line.
+    typed = run(config, "--interactive", "--json", typed="the \na \n")
+    assert [json.loads(line)["continuation"] for line in typed.stdout.splitlines()] == [
+        sample["continuation"] for sample in samples
+    ]
+
+
+def test_at_a_terminal_ctrl_c_ends_a_text_and_ctrl_d_the_program(config: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(SCRIPT), str(config), "--interactive", "generate.max_new_tokens=1000000"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    text = ""
+
+    def until(sign: str) -> None:
+        nonlocal text
+        end = time.monotonic() + 90
+        while sign not in text:
+            assert time.monotonic() < end, text
+            text += os.read(ours, 10_000).decode(errors="replace")
+        text = text.partition(sign)[2]
+
+    until(">>> ")
+    os.write(ours, b"the \n")
+    until("the ")
+    # It writes.
+    until("\n")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    until("[ended by Ctrl-C]")
+    until(">>> ")
+    os.write(ours, b"\x04")
+    assert process.wait(30) == EXIT_OK
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--output", "all.txt"], "--output all.txt ends with neither .csv nor .jsonl"),
+        (["--interactive", "--prompt", "a"], "--interactive asks for its prompts"),
+        (["generate.prompts=[]"], "generate.prompts is empty"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["name=other"], "holds no trained model"),
+        (["--promt", "a"], "--promt is not understood (did you mean --prompt?)"),
+    ],
+)
+def test_mistakes_are_a_sentence(config: Path, words: list[str], sentence: str) -> None:
+    process = Script(SCRIPT, str(config), *words)
+    output, _ = process.communicate()
+    assert process.returncode == EXIT_USER_ERROR, output
+    assert output.count("\n") == 1, output
+    assert sentence in output
