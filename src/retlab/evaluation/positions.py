@@ -17,8 +17,8 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 
 COLUMNS = ("first_position", "last_position", "tokens", "loss", "standard_error")
 
-# 1, 2, 3, 4, 6, 8, 12, 16, ...: every window that is a power of two ends with a range.
-_FIRST = torch.tensor([1] + [part << power for power in range(40) for part in (2, 3)])
+# The ranges end at 1, 2, 3, 4, 6, 8, 12, 16, ...: so does every window that is a power of two.
+_FIRST = torch.tensor([1, 2] + [(part << power) + 1 for power in range(40) for part in (2, 3)])
 
 
 @dataclass
