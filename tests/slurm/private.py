@@ -153,7 +153,9 @@ class PrivateSlurm:
     def submit(self, script: str, *options: str) -> int:
         """Submit a batch script by its text; returns the job's id."""
         command = ["sbatch", "--parsable", "--output=/dev/null", *options]
-        answer = subprocess.run(command, env=self.environment, input=script, capture_output=True, text=True, timeout=300)
+        answer = subprocess.run(
+            command, env=self.environment, input=script, capture_output=True, text=True, timeout=300
+        )
         assert answer.returncode == 0, answer.stderr
         return int(answer.stdout.split(";")[0])
 
