@@ -82,6 +82,16 @@ class TrainedModel:
         own = self.ours
         return own is not None and not any(cast(Block, block).mixer.keeps_tokens for block in own.body.blocks)
 
+    def with_state(self) -> CausalLM:
+        """RetLab's own model, where `evaluate.carry_state` is asked for. Raises UserError if it carries none."""
+        own = self.ours
+        if own is None or not self.carries_state:
+            raise UserError(
+                f"evaluate.carry_state is true, but a {self.architecture} model keeps no state of fixed size; set it to"
+                " false"
+            )
+        return own
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the model computes in its precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -141,7 +151,7 @@ def _load_weights(config: PreTrainedConfig, folder: Path, again: str) -> PreTrai
     where = shown_path(folder)
     kind = MODELS[config.architecture] if isinstance(config, ModelConfig) else AutoModelForCausalLM
     try:
-        with _quiet():
+        with quiet_transformers():
             # Safetensors alone: other formats can run code.
             loaded: Any = kind.from_pretrained(
                 folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -159,8 +169,8 @@ def _load_weights(config: PreTrainedConfig, folder: Path, again: str) -> PreTrai
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report of transformers: what is wrong is said in one sentence here."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar and no report of transformers: what is wrong is said in one sentence by the caller."""
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
