@@ -21,6 +21,7 @@ from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
 from retlab.evaluation.harness.local_files import task_sources
+from retlab.evaluation.harness.outcome import by_reason, remaining
 from retlab.evaluation.results import measurement_folder, write_results
 from retlab.evaluation.settings import Measurement
 from retlab.stage import Stage
@@ -88,18 +89,12 @@ def _refuse_missing_tasks(stage: Stage) -> None:
     manifest = read_manifest(stage.output)
     failed = manifest["report"]["failed"] if manifest else {}
     if failed:
-        raise UserError("; ".join(f"task {name} could not be measured: {reason}" for name, reason in failed.items()))
-
-
-def _tasks_left(report: dict[str, Any]) -> str | None:
-    from retlab.evaluation.harness.run import remaining
-
-    return remaining(report)
+        raise UserError(f"evaluate.tasks.names: not measured, all others are: {'; '.join(by_reason(failed))}")
 
 
 # Every task is kept as soon as it is measured, whatever else is asked for the next time.
 _WAYS: dict[Measurement, dict[str, Any]] = {
-    "tasks": {"continues": True, "remaining": _tasks_left, "volatile_files": ["tasks.csv", "*.json"]},
+    "tasks": {"continues": True, "remaining": remaining, "volatile_files": ["tasks.csv", "*.json"]},
 }
 """How a measurement's stage differs from that of the others."""
 

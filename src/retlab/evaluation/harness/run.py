@@ -22,6 +22,7 @@ from retlab.errors import UserError
 from retlab.evaluation.harness import results
 from retlab.evaluation.harness.leaves import Leaf
 from retlab.evaluation.harness.model import HarnessModel
+from retlab.evaluation.harness.outcome import by_reason, some
 from retlab.evaluation.harness.quiet import Quiet
 from retlab.evaluation.harness.reachable import hub_is_reachable, without_hub
 from retlab.evaluation.harness.task_names import Plan, plan_tasks, reason
@@ -33,7 +34,6 @@ from retlab.progress import PLAIN_INTERVAL_SECONDS, counted
 Say = Callable[[str], None]
 NO_HUB = "its data are not on this machine, and the Hugging Face Hub cannot be reached from here"
 _CUT = "exceeds model's maximum length"
-_NAMES_SHOWN = 5
 
 
 @dataclass
@@ -234,7 +234,7 @@ def _conclude(work: _Work) -> dict[str, Any]:
     failed = dict(sorted(work.failed.items()))
     explicit = {name: why for name, why in failed.items() if name in work.plan.named or name in work.plan.refused}
     if not work.done:
-        raise UserError("evaluate.tasks: none of the tasks could be measured: " + "; ".join(_by_reason(failed)))
+        raise UserError("evaluate.tasks: none of the tasks could be measured: " + "; ".join(by_reason(failed)))
     ordered = {name: work.done[name] for name in work.plan.leaves if name in work.done}
     found = [*ordered.values(), *_groups(work, ordered)]
     results.write_table(work.folder / "tasks.csv", results.COLUMNS, results.rows(found))
@@ -242,7 +242,7 @@ def _conclude(work: _Work) -> dict[str, Any]:
     results.write_table(work.folder / "not_measured.csv", ("task", "reason"), lines)
     work.say(f"{work.model_name or work.trained.architecture} ({work.trained.precision})\n\n{results.table(found)}\n")
     if failed:
-        listed = "\n".join(textwrap.fill(line, results.WIDTH, subsequent_indent="  ") for line in _by_reason(failed))
+        listed = "\n".join(textwrap.fill(line, results.WIDTH, subsequent_indent="  ") for line in by_reason(failed))
         work.say(f"{counted(len(failed), 'task')} could not be measured:\n{listed}")
     return {
         "tasks": len(ordered),
@@ -261,7 +261,7 @@ def _groups(work: _Work, measured: dict[str, dict[str, Any]]) -> list[dict[str, 
         if not group.has_aggregation or not members:
             continue
         if missing:
-            work.say(f"note: no mean of {name}, since {_some(missing)} could not be measured")
+            work.say(f"note: no mean of {name}, since {some(missing)} could not be measured")
             continue
         with work.quiet.silence():
             shots = {measured[member]["shots"] for member in members}
@@ -269,28 +269,3 @@ def _groups(work: _Work, measured: dict[str, dict[str, Any]]) -> list[dict[str, 
         dates = [measured[member]["date"] for member in members]
         found.append(result | {"model": work.model_name, "date": max(dates)})
     return found
-
-
-def _by_reason(failed: dict[str, str]) -> list[str]:
-    """One sentence for every reason, the most frequent first."""
-    names: dict[str, list[str]] = {}
-    for name, why in failed.items():
-        # What differs between tasks alone is the task.
-        names.setdefault(why.replace(name, "it"), []).append(name)
-    ordered = sorted(names.items(), key=lambda entry: -len(entry[1]))
-    return [f"{_some(tasks)}: {failed[tasks[0]] if len(tasks) == 1 else why}" for why, tasks in ordered]
-
-
-def _some(names: list[str]) -> str:
-    if len(names) <= _NAMES_SHOWN:
-        return ", ".join(names)
-    return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN:,} more (not_measured.csv)"
-
-
-def remaining(report: dict[str, Any]) -> str | None:
-    """What a finished measurement still lacks, from its report."""
-    if report["failed"]:
-        return f"{_some(list(report['failed']))} could not be measured and is tried again"
-    if report["out_of_reach"] and hub_is_reachable():
-        return f"the Hub can be reached now: {counted(report['out_of_reach'], 'task')} tried again"
-    return None
