@@ -1,7 +1,9 @@
-"""A task folder for lm-eval, with data from the docstrings of Python's own library: python tests/lm_tasks/build.py FOLDER
+"""A task folder for lm-eval, whose data are docstrings of Python's own library.
 
-Three kinds of tasks: multiple choice (local_mc), two-way cloze (local_wino), rolling perplexity (local_ppl), and a group
-of the first two (local_choices). The same Python gives the same files.
+    python tests/lm_tasks/build.py FOLDER
+
+Three kinds of tasks: multiple choice (local_mc), two-way cloze (local_wino), rolling perplexity (local_ppl); and a
+group of the first two (local_choices). The same Python gives the same files.
 """
 
 import ast
@@ -83,7 +85,8 @@ def _gap(draw: random.Random, sentences: list[str]) -> dict[str, str]:
     """A sentence without one of its words, that word, and one from another sentence."""
     sentence, other = (text.split() for text in draw.sample(sentences, 2))
     place = draw.randrange(1, len(sentence) - 2)
-    right, wrong = sentence[place], draw.choice(other)
+    right = sentence[place]
+    wrong = draw.choice([word for word in other if word != right])
     answer = draw.choice("12")
     options = {"option1": right, "option2": wrong} if answer == "1" else {"option1": wrong, "option2": right}
     return {"sentence": " ".join([*sentence[:place], "_", *sentence[place + 1 :]]), **options, "answer": answer}

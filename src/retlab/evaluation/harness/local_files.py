@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from retlab.errors import UserError
 from retlab.evaluation.settings import TasksSection
-from retlab.section import shown_path
+from retlab.section import portable, shown_path
 
 
 class _TaskLoader(yaml.SafeLoader):
@@ -43,12 +44,12 @@ def task_sources(section: TasksSection) -> dict[str, Any]:
     files = {file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
     for file in sorted(folder.rglob("*.yaml")):
         files |= {data.absolute() for data in data_files(_read(file))}
-    return found | {"task_files": {str(file): _state(file) for file in sorted(files)}}
+    return found | {"task_files": {portable(file): _state(file) for file in sorted(files)}}
 
 
-def _state(file: Path) -> list[int]:
+def _state(file: Path) -> str:
     status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return f"{status.st_size:,} bytes, written {datetime.fromtimestamp(status.st_mtime_ns / 1e9, UTC).isoformat()}"
 
 
 def _read(file: Path) -> dict[str, Any]:

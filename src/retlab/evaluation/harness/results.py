@@ -58,12 +58,15 @@ def task_result(task: str, found: dict[str, Any]) -> dict[str, Any]:
 def group_result(group: Any, results: dict[str, dict[str, Any]], shots: set[Any]) -> dict[str, Any]:
     """A group's means over its tasks, by the harness's own rule, in the form of `task_result`."""
     numbers = group.aggregate({name: result["harness"] for name, result in results.items()})
+    directions: dict[str, set[bool]] = {}
+    for metric in (metric for result in results.values() for metric in result["metrics"]):
+        directions.setdefault(metric["metric"], set()).add(metric["higher_is_better"])
     return {
         "task": group.name,
         "version": _text(group.version),
         "shots": shots.pop() if len(shots) == 1 else None,
         "samples": numbers.get("sample_len"),
-        "metrics": _metrics(numbers, {}),
+        "metrics": _metrics(numbers, {name: found.pop() for name, found in directions.items() if len(found) == 1}),
     }
 
 
