@@ -88,6 +88,10 @@ class HarnessModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: Any, override_bs: int | None = None, **_options: Any
     ) -> list[tuple[float, bool]]:
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            window = f"the model's window of {self.max_length:,} tokens"
+            raise ValueError(f"an answer of {longest:,} tokens is longer than {window}")
         answers = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         if override_bs is not None:
             self.advance(sum(len(continuation) for _, _, continuation in requests))

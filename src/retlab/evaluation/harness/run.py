@@ -175,8 +175,8 @@ def _run(work: _Work, model: HarnessModel, leaf: Leaf, key: str, label: str) -> 
             result["warnings"] = dict(sorted(work.quiet.warnings.items()))
             samples = found["samples"][leaf.name] if work.section.tasks.log_samples else None
             results.write_result(work.folder, result, samples)
-    except Exception as error:
-        # Tasks are made of other people's files and code, which fail in any way.
+    except (Exception, SystemExit) as error:
+        # Tasks are made of other people's files and code, which fail in any way; some end the program on import.
         work.failed[leaf.name] = _why(work, leaf, error)
         return
     work.done[leaf.name] = result
@@ -200,7 +200,7 @@ def _evaluate(work: _Work, model: HarnessModel, task: Task) -> dict[str, Any]:
     return dict(evaluate(lm=model, task_dict=loaded, limit=tasks.limit, log_samples=tasks.log_samples))
 
 
-def _why(work: _Work, leaf: Leaf, error: Exception) -> str:
+def _why(work: _Work, leaf: Leaf, error: BaseException) -> str:
     """Why a task could not be measured, in a few words that do not change from one attempt to the next."""
     if exhausted_memory(error):
         return f"out of memory; lower evaluate.tasks.batch_size (now {work.section.tasks.batch_size})"

@@ -62,12 +62,15 @@ def plan_tasks(section: TasksSection, say: Say = lambda _line: None) -> Plan:
     unreadable: list[str] = []
     with _unreadable_files(unreadable):
         manager = LeafManager(section.include_path, include_defaults=False)
+    own = set(manager.task_index)
     if not all(_answers(manager, name) for name in section.names):
         manager = manager.over(_defaults(say))
     names = list(manager.task_index)
     unknown = [name for name in section.names if not _matches(name, names)]
     if unknown:
         raise UserError(_unknown(unknown, names, unreadable))
+    # What is the user's own comes first of all.
+    names.sort(key=lambda name: (name not in own, name))
     plan = Plan(notes=[f"{line}; its tasks are left out" for line in unreadable])
     for wanted in section.names:
         for name in _matches(wanted, names):
@@ -111,7 +114,7 @@ def _defaults(say: Say) -> LeafManager:
 def _matches(name: str, names: Iterable[str]) -> list[str]:
     if not glob.has_magic(name):
         return [name] if name in names else []
-    return sorted(found for found in names if fnmatchcase(found, name))
+    return [found for found in names if fnmatchcase(found, name)]
 
 
 def _answers(manager: LeafManager, name: str) -> bool:
