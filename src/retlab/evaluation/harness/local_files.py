@@ -34,7 +34,7 @@ def task_sources(section: TasksSection) -> dict[str, Any]:
     except PackageNotFoundError:
         raise UserError(
             "evaluate.measure lists tasks, but lm-eval is not installed here; install it with"
-            " pip install 'lm-eval[hf]>=0.4.13'"
+            " pip install -r requirements.txt"
         ) from None
     folder = section.include_path
     if folder is None:

@@ -3,13 +3,14 @@
 from typing import Any
 
 _NAMES_SHOWN = 5
+_REASONS_SHOWN = 10
 
 
 def some(names: list[str]) -> str:
-    """The first of many names."""
+    """All of a few names, or how many and the first."""
     if len(names) <= _NAMES_SHOWN:
         return ", ".join(names)
-    return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN:,} more (not_measured.csv)"
+    return f"{len(names):,} tasks such as {', '.join(names[:3])}"
 
 
 def remaining(report: dict[str, Any]) -> str | None:
@@ -32,4 +33,8 @@ def by_reason(failed: dict[str, str]) -> list[str]:
         # What differs between tasks alone is the task.
         names.setdefault(why.replace(name, "it"), []).append(name)
     ordered = sorted(names.items(), key=lambda entry: -len(entry[1]))
-    return [f"{some(tasks)}: {failed[tasks[0]] if len(tasks) == 1 else why}" for why, tasks in ordered]
+    lines = [f"{some(tasks)}: {failed[tasks[0]] if len(tasks) == 1 else why}" for why, tasks in ordered]
+    if len(lines) > _REASONS_SHOWN:
+        others = sum(len(tasks) for _, tasks in ordered[_REASONS_SHOWN - 1 :])
+        lines[_REASONS_SHOWN - 1 :] = [f"{others:,} tasks for {len(lines) - _REASONS_SHOWN + 1} other reasons"]
+    return lines

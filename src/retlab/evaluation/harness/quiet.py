@@ -14,6 +14,10 @@ import datasets
 from retlab.evaluation.trained_model import quiet_transformers
 
 
+# Never closed, since code of tasks may keep it as its standard output.
+_NOWHERE = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 class Quiet:
     """Where the output of the harness goes, and where that of RetLab goes meanwhile."""
 
@@ -33,12 +37,7 @@ class Quiet:
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
         try:
-            with (
-                open(os.devnull, "w", encoding="utf-8") as nothing,
-                contextlib.redirect_stdout(nothing),
-                contextlib.redirect_stderr(nothing),
-                quiet_transformers(),
-            ):
+            with contextlib.redirect_stdout(_NOWHERE), contextlib.redirect_stderr(_NOWHERE), quiet_transformers():
                 yield
         finally:
             logger.removeHandler(handler)

@@ -33,6 +33,8 @@ from retlab.progress import PLAIN_INTERVAL_SECONDS, counted
 
 Say = Callable[[str], None]
 NO_HUB = "its data are not on this machine, and the Hugging Face Hub cannot be reached from here"
+_LINE = 76
+"""Characters of a line behind the stage's name."""
 _CUT = "exceeds model's maximum length"
 
 
@@ -90,9 +92,8 @@ def measure_tasks(
 
 
 def _announced(plan: Plan) -> str:
-    names = list(plan.leaves)
-    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    return f"{counted(len(names), 'task')}{': ' if names else ''}{shown}"
+    names = ", ".join(plan.leaves)
+    return textwrap.shorten(f"{counted(len(plan.leaves), 'task')}: {names}", _LINE, placeholder=" ...")
 
 
 def _keys(work: _Work) -> dict[str, str]:
@@ -243,7 +244,7 @@ def _conclude(work: _Work) -> dict[str, Any]:
     work.say(f"{work.model_name or work.trained.architecture} ({work.trained.precision})\n\n{results.table(found)}\n")
     if failed:
         listed = "\n".join(textwrap.fill(line, results.WIDTH, subsequent_indent="  ") for line in by_reason(failed))
-        work.say(f"{counted(len(failed), 'task')} could not be measured:\n{listed}")
+        work.say(f"{counted(len(failed), 'task')} could not be measured (not_measured.csv):\n{listed}")
     return {
         "tasks": len(ordered),
         "samples": sum(result["samples"] for result in ordered.values()),
