@@ -5,7 +5,7 @@ from typing import Any
 
 from retlab.comparison.runs import Run
 from retlab.comparison.statistics import Difference, loss_difference
-from retlab.comparison.tables import Cell, Column, Row, Table, mark_columns, number, significant, words
+from retlab.comparison.tables import Cell, Column, Row, Table, mark_columns, number, significant, without_empty, words
 from retlab.yaml_file import shown
 
 _REFERENCE_NAMES = {
@@ -124,7 +124,7 @@ def sizes(runs: Sequence[Run]) -> Table:
         Column("training", "PFLOP"), Column("steps"), Column("tokens seen"), Column("training", "tokens/s"),
         Column("training", "min"), Column("peak memory", "GiB"),
     ]  # fmt: skip
-    return Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs])
+    return without_empty(Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs]))
 
 
 def _size_cells(run: Run) -> list[Cell]:
@@ -161,6 +161,10 @@ def configuration(runs: Sequence[Run], baseline: Run) -> Table | None:
             Row(key, [Cell(cell.value, cell.text, "" if cell.text == expected else "differs") for cell in cells])
         )
     return Table("configuration", [Column(run.name, is_text=True) for run in runs], rows, stub="key")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def _compared(values: Sequence[str | None], baseline: int) -> list[Cell]:
