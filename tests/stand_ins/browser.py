@@ -66,6 +66,7 @@ class Page:
 
     def print(self, file: Path) -> None:
         """Print it into a PDF."""
+        self.call("Emulation.setEmulatedMedia", media="print", features=[])
         file.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"]))
 
     def hear(self, event: dict[str, Any]) -> None:
