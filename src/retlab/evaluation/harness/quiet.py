@@ -13,7 +13,6 @@ import datasets
 
 from retlab.evaluation.trained_model import quiet_transformers
 
-
 # Never closed, since code of tasks may keep it as its standard output.
 _NOWHERE = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 

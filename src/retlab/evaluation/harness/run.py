@@ -181,7 +181,7 @@ def _run(work: _Work, model: HarnessModel, leaf: Leaf, key: str, label: str) -> 
         work.failed[leaf.name] = _why(work, leaf, error)
         return
     work.done[leaf.name] = result
-    work.say(f"{label}: {_scores(result)}")
+    work.say(textwrap.shorten(f"{label}: {_scores(result)}", _LINE, placeholder=" ..."))
     for line in _cautions(work, model):
         work.say(f"{leaf.name}: {line}")
 
@@ -212,13 +212,12 @@ def _why(work: _Work, leaf: Leaf, error: BaseException) -> str:
 
 def _scores(result: dict[str, Any]) -> str:
     shown = []
-    for metric in result["metrics"][:3]:
+    for metric in result["metrics"]:
         error = metric["standard_error"]
         shown.append(f"{metric['metric']} {results.shown_number(metric['value'])}")
         if error is not None:
             shown[-1] += f" ± {results.shown_number(error)}"
-    more = ", ..." if len(result["metrics"]) > 3 else ""
-    return f"{', '.join(shown)}{more} ({counted(result['samples'], 'sample')})"
+    return ", ".join(shown)
 
 
 def _cautions(work: _Work, model: HarnessModel) -> list[str]:
