@@ -10,7 +10,7 @@ import torch
 
 from retlab.benchmark.contestant import Contestant
 from retlab.benchmark.entries import Case, Entry, Kind
-from retlab.benchmark.measuring import Memory, median_seconds, seconds_of, state_bytes
+from retlab.measuring import Memory, median_seconds, seconds_of, state_bytes
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, Shape
 from retlab.benchmark.row import DECODE, FIRST_DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row

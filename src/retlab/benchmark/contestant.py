@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 import torch
 from torch import nn
 
-from retlab.benchmark.measuring import Marks
+from retlab.measuring import Marks
 from retlab.benchmark.plan import Shape, Subject
 from retlab.models import config_from_section
 from retlab.training.hardware import Hardware

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retlab.benchmark.contestant import Contestant, StepTimes
-from retlab.benchmark.measuring import Marks
+from retlab.measuring import Marks
 from retlab.benchmark.plan import Device, Shape
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from retlab.benchmark.entries import Entry
-from retlab.benchmark.measuring import copy_bandwidth, product_rate
+from retlab.measuring import copy_bandwidth, product_rate
 from retlab.benchmark.plan import Plan
 from retlab.benchmark.row import LOADER_ALONE, RETLAB, TOKENISER, Row
 from retlab.errors import UserError

@@ -1,0 +1,72 @@
+"""What keeps a context from being measured: positions that a model has no more of, and memory."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+_MOST_OFFSET = 8
+"""Rows beside the positions that tables of positions have: OPT's has two."""
+
+_SPARE = 0.95
+"""The share of the memory that is free which may be taken: the rest is for what is no tensor."""
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many positions the model has learned a vector for; None where positions are computed, as rotary ones are."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(window, int):
+        return None
+    words = model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
+    return window if any(0 <= table.num_embeddings - window <= _MOST_OFFSET for table in tables) else None
+
+
+@contextlib.contextmanager
+def memory_ceiling(device: torch.device) -> Iterator[None]:
+    """On a CPU, let no allocation go beyond the memory that is free: it raises an error, as a GPU's does.
+
+    Linux alone knows such a limit; without it, it promises memory that it has not, and ends the process that uses it.
+    """
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    ceiling = psutil.Process().memory_info().data + int(_SPARE * free_memory())
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([ceiling, *limits]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def free_memory() -> int:
+    """Bytes that this machine can give to this process, or its control group: a container's, or a job's of Slurm."""
+    resident = psutil.Process().memory_info().rss
+    return min([psutil.virtual_memory().available, *(max(0, limit - resident) for limit in _group_limits())])
+
+
+def _group_limits() -> Iterator[int]:
+    """Bytes that each control group around this process may have, in version 1 or 2, where there is a limit."""
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (_GROUPS, "memory.max")
+        folder = root / path.lstrip("/")
+        # A container sees its own group as the root, and may not see the path to it.
+        for place in [folder, *folder.parents]:
+            if place.is_relative_to(root):
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((place / name).read_text())
