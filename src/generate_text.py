@@ -2,9 +2,9 @@
 
     python src/generate_text.py CONFIG [key.path=value ...] [--prompt TEXT ...] [--prompts FILE] [--interactive]
 
-Reads runs/<name>/model. The prompts are those of the section generate, or in their place those of the command line;
-with --interactive a prompt stays open. What is written appears as it is written; with --json each sample is a line of
-JSON instead, and --output FILE.csv or FILE.jsonl keeps them all.
+Reads runs/<name>/model, or the model that evaluate.model names. The prompts are those of the section generate, or in
+their place those of the command line; with --interactive a prompt stays open. What is written appears as it is
+written; with --json each sample is a line of JSON instead, and --output FILE.csv or FILE.jsonl keeps them all.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from retlab.config import ExperimentConfig
 from retlab.errors import UserError
 from retlab.evaluation.settings import GenerateSection
 from retlab.section import absolute, shown_path
+from retlab.subject import find_subject
 
 if TYPE_CHECKING:
     from retlab.evaluation.samples import Sample
@@ -53,9 +54,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     section = config.generate
     prompts = _typed() if options.interactive else iter(_asked(section, options))
 
-    from retlab.evaluation.trained_model import load_trained_model
-
-    trained = load_trained_model(config.evaluate, config.run_folder / "model")
+    trained = find_subject(config).load()
     samples = []
     for prompt in prompts:
         sample = _write(trained, section, prompt, shows=not options.json)

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.component
 def test_every_stage_left_what_the_readme_says(quickstart: Path) -> None:
     run, data = quickstart / "runs" / "quickstart-retnet", quickstart / "data" / "quickstart"
     for name in (
-        "config.yaml", "metrics.csv", "emissions.csv", "results.json", "results.csv", "document_losses.parquet",
-        "samples.json", "model/config.json", "model/model.safetensors", "model/README.md", "model/tokenizer.json",
+        "config.yaml", "metrics.csv", "emissions.csv", "results.json", "results.csv",
+        "evaluation/perplexity/document_losses.parquet", "evaluation/perplexity/loss_by_position.csv",
+        "evaluation/perplexity/loss_by_position.png", "evaluation/samples/samples.json",
+        "model/config.json", "model/model.safetensors", "model/README.md", "model/tokenizer.json",
     ):  # fmt: skip
         assert (run / name).is_file(), name
     for name in ("raw", "splits/train", "splits/validation", "splits/test", "tokenizer", "tokens/train", "tokens/test"):
@@ -39,7 +41,7 @@ def test_running_from_the_resolved_copy_is_the_same_run(quickstart: Path) -> Non
     command = ["bash", str(quickstart / "scripts" / "run_pipeline.sh"), str(copy)]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.count("up to date") == 8, answer.stdout
+    assert answer.stdout.count("up to date") == 9, answer.stdout
 
 
 def test_the_matched_transformer_has_the_same_size_within_one_percent(quickstart: Path) -> None:

@@ -207,17 +207,6 @@ def recover_folder(target: Path) -> None:
     _remove(old)
 
 
-def publish_files(partial: Path, folder: Path, manifest_name: str) -> None:
-    """Move finished files into a folder, the manifest last: files without it count as unfinished."""
-    (folder / manifest_name).unlink(missing_ok=True)
-    for file in sorted(partial.iterdir(), key=lambda file: file.name == manifest_name):
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-        os.replace(file, folder / file.name)
-    sync_folder(folder)
-    partial.rmdir()
-
-
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 

@@ -86,7 +86,7 @@ def move_rows(run_folder: Path, target: Path, stages: Sequence[str]) -> None:
         file
         for file in sorted((run_folder / "emissions").glob("*.json"))
         if isinstance(row := read_json(file), dict)
-        and row["stage"] in stages
+        and row["stage"].split()[0] in stages
         and not (row["status"] == "running" and is_running(row["process"]))
     ]
     if moved:

@@ -75,7 +75,15 @@ def _kernels(config: ExperimentConfig) -> Iterator[str]:
         yield str(error)
 
 
+def _measured(config: ExperimentConfig) -> Iterator[str]:
+    yield from _folder("evaluate.model", config.evaluate.model, "config.json")
+    include = config.evaluate.tasks.include_path
+    if "tasks" in config.evaluate.measure and include is not None and not include.is_dir():
+        yield f"evaluate.tasks.include_path: there is no folder {shown_path(include)}; correct the path"
+
+
 def _evaluation(config: ExperimentConfig) -> Iterator[str]:
+    yield from _measured(config)
     if config.evaluate.device == "cuda":
         import torch
 
@@ -99,6 +107,7 @@ _FILES: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
     "download_data": _source,
     "train_tokenizer": _tokenizer,
     "train_model": _weights,
+    "evaluate_model": _measured,
 }
 _CHECKS: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
     "download_data": _source,

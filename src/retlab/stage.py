@@ -38,7 +38,6 @@ class Stage:
         output: the folder to publish, or the folder to publish files into.
         part: which of several outputs of the stage this is, such as the split.
         sources: what is known of inputs outside the pipeline, such as sizes and times of files.
-        files: publish single files into `output` in place of the whole folder.
         volatile_files: files of the output that tell of time or energy, so that they are no part of its identity.
         resumable: an interrupted attempt with the same settings and inputs is continued.
         handles_signals: the work watches `stop_requested` itself and leaves by raising Interrupted.
@@ -55,7 +54,6 @@ class Stage:
         output: Path,
         part: str = "",
         sources: dict[str, Any] | None = None,
-        files: bool = False,
         volatile_files: Sequence[str] = (),
         resumable: bool = False,
         handles_signals: bool = False,
@@ -63,13 +61,11 @@ class Stage:
         self.name, self.config, self.command = name, config, command
         self.label = f"{name} {part}" if part else name
         self.inputs, self.output = list(inputs), output
-        self.files, self.resumable, self.handles_signals = files, resumable, handles_signals
+        self.resumable, self.handles_signals = resumable, handles_signals
         self.volatile_files = volatile_files
         self.volatile: dict[str, Any] = {}
         """Facts of this attempt for the manifest's volatile part, such as speeds."""
         self._described = {"settings": settings, "sources": sources or {}}
-        self._manifest_name = f"{name}.manifest.json" if files else artifacts.MANIFEST
-        self._target = output / name if files else output
         self._stop: signal.Signals | None = None
 
     def say(self, text: str) -> None:
@@ -82,7 +78,7 @@ class Stage:
 
     def changes(self) -> list[str] | None:
         """Why the output is not up to date; empty where it is, None where there is no output."""
-        manifest = artifacts.read_manifest(self.output, self._manifest_name)
+        manifest = artifacts.read_manifest(self.output)
         if manifest is None:
             return None
         now = self._describe()
@@ -92,25 +88,6 @@ class Stage:
         found += [f"input {shown_path(folder)} has changed" for folder in changed]
         damage = artifacts.damage(self.output, manifest, self.command.verify)
         return found + ([damage] if damage else [])
-
-    def keeps(self, files: Sequence[str], beside: str) -> bool:
-        """Whether these files of the output are what the work would write again.
-
-        They are if the settings of the section `beside`, on which they do not depend, are all that changed.
-        """
-        manifest = artifacts.read_manifest(self.output, self._manifest_name)
-        if manifest is None or self.command.force or not set(files) <= manifest["outputs"].keys():
-            return False
-        before, now = (
-            [
-                one["sources"],
-                one["inputs"],
-                {key: one["settings"][key] for key in one["settings"] if key.split(".")[0] != beside},
-            ]
-            for one in (manifest, self._describe())
-        )
-        whole = {"outputs": {name: manifest["outputs"][name] for name in files}, "volatile": {"times": {}}}
-        return before == now and artifacts.damage(self.output, whole, verify=True) is None
 
     def run(self, build: Callable[[Path], dict[str, Any]]) -> bool:
         """Do the work unless its output is up to date; returns whether it was done.
@@ -140,11 +117,8 @@ class Stage:
                 return False
             check_machine(self.config, [self.name])
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            if self.files:
-                self.output.mkdir(exist_ok=True)
-            stack.enter_context(artifacts.lock(self._target, True, lambda: self._waiting(self._target)))
-            if not self.files:
-                artifacts.recover_folder(self.output)
+            stack.enter_context(artifacts.lock(self.output, True, lambda: self._waiting(self.output)))
+            artifacts.recover_folder(self.output)
             changes = self.changes()
             if changes == [] and not self.command.force:
                 self.say("up to date")
@@ -181,13 +155,12 @@ class Stage:
         """Whether the finished output is up to date, without waiting for those who only read it."""
         if self.command.force or not self.output.exists():
             return False
-        with artifacts.lock(self._target, False, lambda: self._waiting(self._target)):
+        with artifacts.lock(self.output, False, lambda: self._waiting(self.output)):
             if self.changes() != []:
                 return False
             # What a killed attempt at other settings or with --force left; nobody works on it while the lock is held.
             shutil.rmtree(self._partial, ignore_errors=True)
-            if not self.files:
-                artifacts.recover_folder(self.output)
+            artifacts.recover_folder(self.output)
         self.say(f"up to date: {shown_path(self.output)}")
         return True
 
@@ -217,7 +190,7 @@ class Stage:
 
     @property
     def _partial(self) -> Path:
-        return self._target.with_name(f".{self._target.name}.partial")
+        return self.output.with_name(f".{self.output.name}.partial")
 
     def _prepare(self) -> None:
         """Make the partial folder; an earlier one stays only if it belongs to the same work."""
@@ -261,11 +234,8 @@ class Stage:
                 "times": times,
             },
         }
-        artifacts.write_json(self._partial / self._manifest_name, manifest)
-        if self.files:
-            artifacts.publish_files(self._partial, self.output, self._manifest_name)
-        else:
-            artifacts.publish_folder(self._partial, self.output)
+        artifacts.write_json(self._partial / artifacts.MANIFEST, manifest)
+        artifacts.publish_folder(self._partial, self.output)
         self.say(f"done in {duration(time.monotonic() - clock)}: {shown_path(self.output)}")
 
     def write_config(self) -> None:

@@ -57,7 +57,8 @@ def test_every_state_is_told_apart(config: ExperimentConfig, monkeypatch: pytest
     assert {label: row.state for label, row in rows.items()} == {
         "download_data": "done", "split_data": "failed", "train_tokenizer": "pending",
         "tokenize_data train": "cancelled", "tokenize_data validation": "failed", "tokenize_data test": "running",
-        "train_model": "cancelled", "evaluate_model": "not submitted",
+        "train_model": "cancelled", "evaluate_model perplexity": "not submitted",
+        "evaluate_model samples": "not submitted",
     }  # fmt: skip
     assert "exit code 2" in rows["split_data"].detail
     assert rows["split_data"].tail == ["one", "20 %", "error: no text"]

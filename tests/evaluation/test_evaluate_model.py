@@ -1,4 +1,4 @@
-"""The stage: what is scored stays while only the samples change, and never where anything else did."""
+"""The stage: each measurement for itself, the results of all together, and other models beside the run."""
 
 import importlib.util
 import json
@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.evaluation.trained import write_data, write_model
+from tests.evaluation.trained import write_data, write_model, write_other_model
 from tests.training.experiment import publish
 
-from retlab.artifacts import read_manifest, sha256_file
+from retlab.artifacts import sha256_file
 from retlab.command import SIGNALS, StageCommand
 from retlab.config import load_config
-from retlab.evaluation import results
+from retlab.errors import UserError
+from retlab.evaluation import samples, scoring
 from retlab.section import PROJECT_ROOT
+from retlab.subject import find_subject
 
-SCORED = ("results.json", "results.csv", "document_losses.parquet")
+SCORED = ("results.json", "loss_by_position.csv", "document_losses.parquet")
 
 
 class Lab:
@@ -56,15 +58,13 @@ class Lab:
         module.main(load_config(self.file, overrides), StageCommand(force=force))
 
     def hashes(self) -> list[str]:
-        return [sha256_file(self.run_folder / name) for name in SCORED]
+        return [sha256_file(self.run_folder / "evaluation" / "perplexity" / name) for name in SCORED]
 
     def samples(self) -> list[dict[str, Any]]:
-        return list(json.loads((self.run_folder / "samples.json").read_text()))
+        return list(json.loads((self.run_folder / "evaluation" / "samples" / "samples.json").read_text()))
 
-    def manifest(self) -> dict[str, Any]:
-        manifest = read_manifest(self.run_folder, "evaluate_model.manifest.json")
-        assert manifest is not None
-        return {key: value for key, value in manifest.items() if key != "volatile"}
+    def results(self) -> dict[str, Any]:
+        return dict(json.loads((self.run_folder / "results.json").read_text()))
 
 
 @pytest.fixture
@@ -79,73 +79,111 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def scorings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every scoring of the test split."""
     found: list[int] = []
-    score = results.score_documents
+    score = scoring.score_documents
 
     def counted(*arguments: Any) -> Any:
         found.append(1)
         return score(*arguments)
 
-    monkeypatch.setattr(results, "score_documents", counted)
+    monkeypatch.setattr(scoring, "score_documents", counted)
     return found
 
 
-def test_other_samples_leave_the_scores_and_all_is_as_if_made_anew(lab: Lab, scorings: list[int]) -> None:
+def test_other_samples_leave_the_scores(lab: Lab, scorings: list[int]) -> None:
     lab.evaluate()
-    before = lab.hashes()
+    before, results = lab.hashes(), lab.results()
     for overrides in (["generate.prompts=[x, the]"], ["generate.seed=5"], ["generate.prompts=[]"]):
         lab.evaluate(*overrides)
-        assert len(scorings) == 1
-        assert lab.hashes() == before
+        assert (len(scorings), lab.hashes(), lab.results()) == (1, before, results)
     lab.evaluate("generate.prompts=[x, the]")
     assert [sample["prompt"] for sample in lab.samples()] == ["x", "the"]
-    kept, kept_samples = lab.manifest(), lab.samples()
+    kept_samples = lab.samples()
     lab.evaluate("generate.prompts=[x, the]", force=True)
     assert len(scorings) == 2
-    assert (lab.manifest(), lab.samples(), lab.hashes()) == (kept, kept_samples, before)
-    lab.evaluate("generate.prompts=[x, the]")
-    assert len(scorings) == 2
+    assert (lab.samples(), lab.hashes(), lab.results()) == (kept_samples, before, results)
 
 
 def test_anything_else_that_changed_is_scored_anew(lab: Lab, scorings: list[int]) -> None:
     lab.evaluate()
-    lab.evaluate("generate.seed=1", "data.sequence_length=12")
+    lab.evaluate("data.sequence_length=12")
     assert len(scorings) == 2
     lab.make_model(seed=1)
-    lab.evaluate("generate.seed=2", "data.sequence_length=12")
+    lab.evaluate("data.sequence_length=12")
     assert len(scorings) == 3
-    file = lab.run_folder / "results.csv"
+    file = lab.run_folder / "evaluation" / "perplexity" / "results.json"
     file.write_bytes(file.read_bytes().replace(b"test", b"tent"))
-    lab.evaluate("generate.seed=3", "data.sequence_length=12")
+    lab.evaluate("data.sequence_length=12")
     assert len(scorings) == 4
     assert b"tent" not in file.read_bytes()
 
 
-def test_a_kill_leaves_the_old_files_or_has_all_made_anew(
-    lab: Lab, scorings: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_is_listed_is_measured_and_only_what_is_of_this_model_is_told(lab: Lab, scorings: list[int]) -> None:
+    lab.evaluate("evaluate.measure=[samples]")
+    assert not scorings
+    assert list(lab.results()) == ["model"]
     lab.evaluate()
-    old = lab.manifest(), lab.hashes(), lab.samples()
+    assert {"model", "test", "settings", "loss_by_position"} <= lab.results().keys()
+    lab.make_model(seed=1)
+    lab.evaluate("evaluate.measure=[samples]")
+    assert list(lab.results()) == ["model"], "the scores are those of another model"
+    lab.evaluate("evaluate.measure=[perplexity]")
+    assert "test" in lab.results()
+
+
+def test_a_kill_leaves_what_was_finished(lab: Lab, scorings: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.evaluate()
+    old = lab.hashes(), lab.samples(), lab.results()
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_samples", killed)
+        patch.setattr(samples, "continue_prompt", killed)
         with pytest.raises(KeyboardInterrupt):
             lab.evaluate("generate.prompts=[x]")
-    assert (lab.manifest(), lab.hashes(), lab.samples()) == old
-    # While the files are put in their places there is no manifest, and so nothing to trust.
-
-    def torn(partial: Path, folder: Path, manifest: str) -> None:
-        (folder / manifest).unlink()
-        (partial / "samples.json").replace(folder / "samples.json")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("retlab.artifacts.publish_files", torn)
-        with pytest.raises(KeyboardInterrupt):
-            lab.evaluate("generate.prompts=[x]")
+    assert (lab.hashes(), lab.samples(), lab.results()) == old
     lab.evaluate("generate.prompts=[x]")
-    assert len(scorings) == 2
-    assert lab.hashes() == old[1]
+    assert len(scorings) == 1
     assert [sample["prompt"] for sample in lab.samples()] == ["x"]
+
+
+def test_another_model_is_measured_beside_the_run(lab: Lab, tmp_path: Path) -> None:
+    lab.evaluate()
+    mine = lab.results()
+    other = write_other_model(tmp_path / "tiny-llama")
+    for _ in range(2):
+        lab.evaluate(f"evaluate.model={other}")
+    assert lab.results() == mine
+    folder = lab.run_folder / "other_models" / "tiny-llama"
+    theirs = json.loads((folder / "results.json").read_text())
+    assert theirs["model"]["architecture"] == "llama"
+    assert theirs["test"]["bytes"] == mine["test"]["bytes"]
+    assert theirs["settings"]["test_text_sha256"] == mine["settings"]["test_text_sha256"]
+    assert (folder / "evaluation" / "samples" / "samples.json").is_file()
+    # The configuration that lies there leads to the same place.
+    overrides = ["evaluate.measure=[perplexity]"]
+    assert find_subject(load_config(folder / "config.yaml", overrides)).config.run_folder == folder
+    # The same model under its own name is RetLab's again, with the same numbers.
+    lab.evaluate(f"evaluate.model={lab.run_folder / 'model'}")
+    again = json.loads((lab.run_folder / "other_models" / "mine" / "results.json").read_text())
+    assert again["test"] == mine["test"]
+
+
+def test_folders_that_are_no_model_are_a_sentence(lab: Lab, tmp_path: Path) -> None:
+    other = write_other_model(tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    for source, sentence in (
+        (tmp_path / "nowhere", "there is no folder"),
+        (tmp_path / "empty", r"holds no model \(config.json\)"),
+        (lab.data, r"holds no model \(config.json\)"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            lab.evaluate(f"evaluate.model={source}")
+    (other / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="holds no fast tokenizer"):
+        lab.evaluate(f"evaluate.model={other}")
+    (other / "model.safetensors").unlink()
+    (other / "pytorch_model.bin").write_bytes(b"a pickle")
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no weights"):
+        lab.evaluate(f"evaluate.model={other}")

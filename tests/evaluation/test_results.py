@@ -1,4 +1,4 @@
-"""The four files, and what must not be evaluated."""
+"""The files of perplexity and samples, and what must not be evaluated."""
 
 import csv
 import json
@@ -16,11 +16,13 @@ from tests.stand_ins.kernel_packages import hide_packages
 from retlab.data.settings import DataSection
 from retlab.errors import Interrupted, UserError
 from retlab.evaluation.reference_points import read_text
-from retlab.evaluation.results import UNITS, evaluate
+from retlab.evaluation.results import UNITS, results_table
+from retlab.evaluation.samples import measure_samples
+from retlab.evaluation.scoring import measure_perplexity
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import load_trained_model
 
-FILES = ["document_losses.parquet", "results.csv", "results.json", "samples.json"]
+FILES = ["document_losses.parquet", "loss_by_position.csv", "loss_by_position.png", "results.json", "samples.json"]
 GENERATE = GenerateSection(prompts=["def ", "<eos>é", ""], max_new_tokens=12)
 
 
@@ -36,11 +38,14 @@ def data(tmp_path: Path, model_folder: Path) -> DataSection:
 
 def run(data: DataSection, model_folder: Path, folder: Path, **settings: Any) -> dict[str, Any]:
     folder.mkdir()
-    evaluate(EvaluateSection(device="cpu", **settings), GENERATE, data, model_folder, folder)
-    return dict(json.loads((folder / "results.json").read_text()))
+    section = EvaluateSection(device="cpu", **settings)
+    trained = load_trained_model(section, model_folder)
+    measure_perplexity(trained, section, data, folder)
+    measure_samples(trained, GENERATE, folder)
+    return {"model": trained.describe(), **json.loads((folder / "results.json").read_text())}
 
 
-def test_the_four_files_agree(
+def test_the_files_agree(
     tmp_path: Path, data: DataSection, model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     results = run(data, model_folder, tmp_path / "out")
@@ -59,8 +64,7 @@ def test_the_four_files_agree(
     assert list(points) == ["uniform", "unigram", "bigram", "gzip", "xz"]
     assert all(0 < point["bits_per_byte"] < 1e3 for point in points.values())
 
-    with open(tmp_path / "out" / "results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(results_table(results).splitlines()))
     long = {(row["subject"], row["metric"]): float(row["value"]) for row in rows}
     assert long["model", "bits_per_byte"] == test["bits_per_byte"]
     assert long["bigram", "loss"] == points["bigram"]["loss"]
@@ -126,9 +130,9 @@ def test_model_folders_that_cannot_be_used_are_named(tmp_path: Path, model_folde
 
     refused(tmp_path / "nowhere", r"nowhere holds no trained model \(config.json\); run bash .*train_model.sh first")
 
-    other = shutil.copytree(model_folder, tmp_path / "gpt2")
-    change_config(other, model_type="gpt2")
-    refused(other, "gpt2 model; only RetLab's own")
+    other = shutil.copytree(model_folder, tmp_path / "t5")
+    change_config(other, model_type="t5", architectures=["T5ForConditionalGeneration"])
+    refused(other, "t5 model, which is no causal language model")
 
     strange = shutil.copytree(model_folder, tmp_path / "strange")
     change_config(strange, model_type="no_such_model")
@@ -189,7 +193,8 @@ def test_what_mixers_run_on_is_said_and_a_missing_kernel_by_name_is_no_error(
     (model_folder / "config.json").write_text(json.dumps(config | {"retention_kernel": "fla"}))
     (tmp_path / "out").mkdir()
     said: list[str] = []
-    evaluate(EvaluateSection(device="cpu"), GENERATE, data, model_folder, tmp_path / "out", said.append)
+    section = EvaluateSection(device="cpu")
+    measure_perplexity(load_trained_model(section, model_folder), section, data, tmp_path / "out", said.append)
     assert said == [
         "retention: parallel form, PyTorch (fla is configured, but flash-linear-attention needs a GPU, and it is not"
         " installed)",
@@ -200,8 +205,14 @@ def test_what_mixers_run_on_is_said_and_a_missing_kernel_by_name_is_no_error(
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        ("score_documents", "16 windows of 2,048 tokens at once does not fit the GPU; lower evaluate.batch_size to 8"),
-        ("write_samples", "a sample of 12 tokens after a prompt of up to 6 characters does not fit the GPU; lower"),
+        (
+            "scoring.score_documents",
+            "16 windows of 2,048 tokens at once does not fit the GPU; lower evaluate.batch",
+        ),
+        (
+            "samples.continue_prompt",
+            "a sample of 12 tokens after a prompt of up to 6 characters does not fit the GPU",
+        ),
     ],
 )
 def test_out_of_memory_is_a_sentence(
@@ -217,7 +228,7 @@ def test_out_of_memory_is_a_sentence(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(f"retlab.evaluation.results.{function}", full)
+    monkeypatch.setattr(f"retlab.evaluation.{function}", full)
     long = data.model_copy(update={"sequence_length": 2048})
     with pytest.raises(UserError) as caught:
         run(long, model_folder, tmp_path / "out")

@@ -47,7 +47,8 @@ def write_run(
     results["reference_points"]["unigram"]["train_tokens"] = train_tokens
     (folder / "results.json").write_text(json.dumps(results))
     sample = {"prompt": "def read(", "continuation": "path):\n\treturn \x1b[31m" + "x" * 300, "seed": 0}
-    (folder / "samples.json").write_text(json.dumps([sample]))
+    (folder / "evaluation" / "samples").mkdir(parents=True)
+    (folder / "evaluation" / "samples" / "samples.json").write_text(json.dumps([sample]))
     (folder / "metrics.csv").write_text(
         "step,tokens,validation_loss,seconds\n10,1000,,1.0\n20,9000,,2.0\n20,9000,4.1,\n"
     )
@@ -111,7 +112,8 @@ def test_long_names_are_cut(tmp_path: Path) -> None:
 
 def test_run_without_emissions_speed_and_reference_points(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
-    for file in [*(folder / "emissions").iterdir(), folder / "metrics.csv", folder / "samples.json"]:
+    samples = folder / "evaluation" / "samples" / "samples.json"
+    for file in [*(folder / "emissions").iterdir(), folder / "metrics.csv", samples]:
         file.unlink()
     results = json.loads((folder / "results.json").read_text())
     del results["reference_points"]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from tests.data.shard_files import write_shards
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from retlab.artifacts import sha256_file
 from retlab.data.documents import DocumentFile, as_texts
@@ -16,6 +16,7 @@ from retlab.models.causal_lm import MODELS
 from retlab.models.configuration import CONFIGS
 
 EOS, VOCAB = 2, 260
+_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 DOCUMENTS = {
     "train": ["the cat sat on the mat", "a dog", "the dog sat", "x = <eos> + 1\n" * 3, "été 日本 🙂"],
     "test": [
@@ -32,8 +33,7 @@ DOCUMENTS = {
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte: four special tokens and the byte alphabet."""
     specials = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*specials, *alphabet])}
+    vocabulary = {token: number for number, token in enumerate([*specials, *sorted(_ALPHABET)])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,6 +56,27 @@ def write_model(folder: Path, architecture: str = "retnet", seed: int = 0) -> Pa
                 parameter.mul_(3)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_other_model(folder: Path, kind: str = "llama", window: int = 64, seed: int = 0) -> Path:
+    """A tiny model of transformers with a tokenizer of its own, which opens documents with <s> and closes with </s>."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        kind, **sizes, intermediate_size=64, max_position_embeddings=window, bos_token_id=0, eos_token_id=1
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(5)
+    model.save_pretrained(folder)
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", *sorted(_ALPHABET)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     return folder
 
 

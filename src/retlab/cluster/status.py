@@ -14,6 +14,7 @@ from retlab.cluster.queue import Job
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS, SplitName
 from retlab.errors import UserError
+from retlab.evaluation.results import measurement_folder
 from retlab.progress import duration
 from retlab.section import shown_path
 from retlab.upstream import changes_of
@@ -54,25 +55,26 @@ def stages(config: ExperimentConfig) -> tuple[list[Status], str | None]:
     return [_status(config, *output, notes, found) for output in _outputs(config)], trouble
 
 
-def _outputs(config: ExperimentConfig) -> Iterator[tuple[str, str, Path, str]]:
-    """Stage, part, folder and manifest of everything that the pipeline makes."""
+def _outputs(config: ExperimentConfig) -> Iterator[tuple[str, str, Path]]:
+    """Stage, part and folder of everything that the pipeline makes."""
     data = config.data
     assert config.tokenizer.folder is not None
-    yield "download_data", "", data.raw_folder, MANIFEST
-    yield "split_data", "", data.splits_folder, MANIFEST
-    yield "train_tokenizer", "", config.tokenizer.folder, MANIFEST
+    yield "download_data", "", data.raw_folder
+    yield "split_data", "", data.splits_folder
+    yield "train_tokenizer", "", config.tokenizer.folder
     for split in get_args(SplitName):
-        yield "tokenize_data", split, data.shards_folder(split), MANIFEST
-    yield "train_model", "", config.run_folder / "model", MANIFEST
-    yield "evaluate_model", "", config.run_folder, "evaluate_model.manifest.json"
+        yield "tokenize_data", split, data.shards_folder(split)
+    yield "train_model", "", config.run_folder / "model"
+    for measurement in config.evaluate.measure:
+        yield "evaluate_model", measurement, measurement_folder(config.run_folder, measurement)
 
 
 def _status(
-    config: ExperimentConfig, stage: str, part: str, folder: Path, name: str, notes: Sequence[JobNote],
+    config: ExperimentConfig, stage: str, part: str, folder: Path, notes: Sequence[JobNote],
     found: Sequence[Job],
 ) -> Status:  # fmt: skip
     status = Status(stage, part)
-    manifest = read_manifest(folder, name)
+    manifest = read_manifest(folder)
     attempts = [note for note in notes if note.stage == stage and (not part or not note.parts or part in note.parts)]
     last = attempts[-1] if attempts else None
     if last is not None:
@@ -80,7 +82,7 @@ def _status(
         mine = [job for job in same_job(last, found) if job.index in (index, None)]
         _say_job(config, status, last, index, mine[0] if mine else None)
     is_live = status.state in ("running", "pending")
-    newer = manifest is not None and last is not None and _time(last.submitted) > (folder / name).stat().st_mtime
+    newer = manifest is not None and last is not None and _time(last.submitted) > (folder / MANIFEST).stat().st_mtime
     if manifest is not None and not is_live and not (status.state == "failed" and newer):
         status.state, status.tail, status.detail = "done", [], _when(manifest)
         status.changes = changes_of(config, stage, manifest) if stage != "evaluate_model" else []

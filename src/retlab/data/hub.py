@@ -16,6 +16,7 @@ from retlab.errors import UserError
 
 _ENTRY = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
 _BLOCK_BYTES = 2**20
+_LOCAL = {"data set": "file as data.source", "model": "folder"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def list_files(entry: str) -> Listing:
     assert match, "the configuration's schema has checked the entry"
     repo, revision, inside = match[1], match[2], (match[3] or "").strip("/")
     revision = revision and revision.replace("%2F", "/")
-    with _sentences(f"data.source: {entry}", repo):
+    with hub_sentences(f"data.source: {entry}", repo):
         # The commit is pinned, so that a push during the download cannot mix two states.
         commit = HfApi().dataset_info(repo, revision=revision).sha
         root = f"datasets/{repo}@{commit}"
@@ -77,7 +78,7 @@ def fetch(name: str, path: str, size: int, target: Path, advance: Callable[[int]
     partial = target.with_name(target.name + ".incomplete")
     done = 0
     try:
-        with open(partial, "ab") as file, _sentences(name, "/".join(path.split("@")[0].split("/")[1:])):
+        with open(partial, "ab") as file, hub_sentences(name, "/".join(path.split("@")[0].split("/")[1:])):
             done = file.tell()
             advance(done)
             if done < size:
@@ -101,21 +102,30 @@ def fetch(name: str, path: str, size: int, target: Path, advance: Callable[[int]
 
 
 @contextlib.contextmanager
-def _sentences(what: str, repo: str) -> Iterator[None]:
-    """Errors of the Hub and of the network become one sentence each."""
+def hub_sentences(what: str, repo: str, kind: str = "data set") -> Iterator[None]:
+    """Errors of the Hub and of the network become one sentence each.
+
+    Args:
+        what: the key, or the entry of it, that asked for the repository.
+        repo: OWNER/NAME.
+        kind: "data set" or "model".
+    """
     log_in = "log in with `hf auth login` or set HF_TOKEN"
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'data set' else ''}{repo}"
     try:
         yield
     except hub_errors.OfflineModeIsEnabled:
-        message = "HF_HUB_OFFLINE forbids to ask the Hub; unset it, or use local files as data.source"
+        message = f"HF_HUB_OFFLINE forbids to ask the Hub; unset it, or give a local {_LOCAL[kind]}"
     except hub_errors.GatedRepoError:
-        message = f"{repo} is gated: accept its conditions on {constants.ENDPOINT}/datasets/{repo}, and {log_in}"
+        message = f"{repo} is gated: accept its conditions on {page}, and {log_in}"
     except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
-        message = f"the Hub has no data set {repo}, or it is private; correct the name, or {log_in}"
+        message = f"the Hub has no {kind} {repo}, or it is private; correct the name, or {log_in}"
     except hub_errors.RevisionNotFoundError:
-        message = f"the data set {repo} has no such revision; correct what follows the @"
+        message = f"the {kind} {repo} has no such revision; correct what follows the @"
+    except hub_errors.LocalEntryNotFoundError:
+        message = f"{repo} is not in the local cache, and {constants.ENDPOINT} cannot be reached; check the network"
     except (hub_errors.EntryNotFoundError, FileNotFoundError):
-        message = f"the data set {repo} has no such file; correct the path"
+        message = f"the {kind} {repo} has no such file; correct the path"
     except hub_errors.HfHubHTTPError as error:
         status = error.response.status_code
         advice = log_in if status in (401, 403) else "run the same command later, it continues"

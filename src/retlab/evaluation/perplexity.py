@@ -4,11 +4,15 @@ The windows are those of validation (`data.windows`): documents in file order, e
 is its first token's only context and ended by one that is scored. With `data.packing: packed` this stream is cut every
 `sequence_length` targets, so consecutive windows do not overlap and the first target of a window sees one token of
 context; with `padded` every document is cut by itself. With `reset_at_documents` nothing crosses a document boundary.
+With `carry_state` a document's windows follow each other with the state carried across, so that every token sees all
+of its document that stands before it.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +24,9 @@ from torch.nn import functional as F
 from retlab.data.loader import SequentialLoader
 from retlab.data.reading import parts_of
 from retlab.data.settings import DataSection
+from retlab.data.shards import open_shards
 from retlab.errors import UserError
+from retlab.evaluation.positions import PositionLosses
 from retlab.evaluation.trained_model import TrainedModel
 from retlab.models.causal_lm import CausalLM
 from retlab.progress import progress
@@ -40,9 +46,24 @@ class DocumentLosses:
     "The document's tokens and its end of text."
     bytes: npt.NDArray[np.int64]
     "UTF-8 bytes of the document."
+    positions: PositionLosses
+    "The same losses by the place of the target in its document."
 
 
-def score_documents(trained: TrainedModel, data: DataSection, shards: Path, batch_size: int) -> DocumentLosses:
+class _Scored(NamedTuple):
+    """Targets that were scored together, one entry each, on the CPU."""
+
+    losses: torch.Tensor
+    "float64, -log p in nats."
+    documents: torch.Tensor
+    "int64, number of the document in file order."
+    positions: torch.Tensor
+    "int64, place in the document from 1."
+
+
+def score_documents(
+    trained: TrainedModel, data: DataSection, shards: Path, batch_size: int, carry_state: bool = False
+) -> DocumentLosses:
     """Score the token shards of one split.
 
     Args:
@@ -50,48 +71,143 @@ def score_documents(trained: TrainedModel, data: DataSection, shards: Path, batc
         data: sequence_length, packing and reset_at_documents are read.
         shards: token shards of the split, made with the model's tokenizer.
         batch_size: windows at a time; changes no result.
+        carry_state: carry the state of a recurrent model from window to window of a document.
 
     Raises:
-        UserError: no readable shards, tokens beyond the model's vocabulary, or a loss that is not finite.
+        UserError: no readable shards, tokens beyond the model's vocabulary, a loss that is not finite, or a state to be
+            carried by a model without one.
     """
     loader = SequentialLoader(data, shards, batch_size=batch_size, eos_id=trained.eos_id, pad_id=trained.pad_id)
     nats = torch.zeros(loader.documents, dtype=torch.float64)
     targets = torch.zeros(loader.documents, dtype=torch.int64)
+    positions = PositionLosses()
+    scored = _carried(trained, data, shards, batch_size) if carry_state else _in_windows(trained, loader)
     with torch.inference_mode(), progress("evaluate", total=loader.targets, unit="token") as bar:
-        for batch in loader:
-            mask = batch["loss_mask"]
-            documents = batch["document_ids"][mask]
-            losses = _token_losses(trained, batch["input_ids"], batch["segment_ids"], batch["targets"], mask)
-            nats.index_add_(0, documents, losses)
-            targets.index_add_(0, documents, torch.ones_like(documents))
-            bar.advance(len(documents))
+        for part in scored:
+            nats.index_add_(0, part.documents, part.losses)
+            targets.index_add_(0, part.documents, torch.ones_like(part.documents))
+            positions.add(part.positions, part.losses)
+            bar.advance(len(part.losses))
     assert int(targets.sum()) == loader.targets
     if not bool(torch.isfinite(nats).all()):
         first = int((~torch.isfinite(nats)).nonzero()[0])
         raise UserError(f"the model's loss on document {first} of {shown_path(shards)} is not finite; train it anew")
-    return DocumentLosses(nats.numpy(), targets.numpy(), _document_bytes(shards))
+    return DocumentLosses(nats.numpy(), targets.numpy(), _document_bytes(shards), positions)
+
+
+def windows_for(trained: TrainedModel, data: DataSection) -> DataSection:
+    """The windows that a model can read: of another than RetLab's own, documents by themselves, in its own window.
+
+    Other models know no boundaries of documents in a window.
+    """
+    if trained.ours is not None:
+        return data
+    length = min(data.sequence_length, trained.window or data.sequence_length)
+    packing = "padded" if data.reset_at_documents else data.packing
+    return data.model_copy(update={"sequence_length": length, "packing": packing})
+
+
+def _in_windows(trained: TrainedModel, loader: SequentialLoader) -> Iterator[_Scored]:
+    scored = torch.zeros(loader.documents, dtype=torch.int64)
+    for batch in loader:
+        mask = batch["loss_mask"]
+        documents = batch["document_ids"][mask]
+        # Targets come in the order of the documents: behind what was scored of the document before, one by one.
+        found, counts = torch.unique_consecutive(documents, return_counts=True)
+        begins = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        positions = scored[documents] + torch.arange(len(documents)) - begins + 1
+        scored[found] += counts
+        opens = torch.zeros_like(mask)
+        opens[mask] = positions == 1
+        # Another model's documents begin with a token of their own.
+        input_ids = batch["input_ids"].masked_fill(opens, trained.opening_id)
+        losses = _token_losses(trained, input_ids, batch["segment_ids"], batch["targets"], mask)
+        yield _Scored(losses, documents, positions)
+
+
+def _carried(trained: TrainedModel, data: DataSection, folder: Path, batch_size: int) -> Iterator[_Scored]:
+    """All documents, some of like length at a time, window after window with the state carried on."""
+    model = trained.ours
+    if model is None or not trained.carries_state:
+        raise UserError(
+            f"evaluate.carry_state is true, but a {trained.architecture} model keeps no state of fixed size; set it to"
+            " false"
+        )
+    shards, before = open_shards(folder, data.sequence_length), 0
+    for group in range(len(shards.documents)):
+        tokens = shards.read(group, trained.eos_id)
+        texts = [torch.from_numpy(part.astype(np.int64)) for part in np.split(tokens.stream, tokens.starts[1:])]
+        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            numbers = torch.tensor(chosen) + before
+            for scored in _document_batch(trained, model, [texts[one] for one in chosen], data.sequence_length):
+                yield scored._replace(documents=numbers[scored.documents])
+        before += len(texts)
+
+
+def _document_batch(
+    trained: TrainedModel, model: CausalLM, texts: list[torch.Tensor], window: int
+) -> Iterator[_Scored]:
+    """Documents side by side, window after window; `documents` are their places in the list."""
+    lengths = torch.tensor([len(text) for text in texts])
+    inputs = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=trained.pad_id)
+    closed = [torch.cat([text[1:], torch.tensor([trained.eos_id])]) for text in texts]
+    targets = torch.nn.utils.rnn.pad_sequence(closed, batch_first=True, padding_value=trained.pad_id)
+    places = torch.arange(inputs.shape[1]).expand_as(inputs)
+    cache = model.new_cache()
+    for start in range(0, inputs.shape[1], window):
+        part = slice(start, start + window)
+        mask = places[:, part] < lengths[:, None]
+        # Behind a document's end stands padding, whose state nobody reads.
+        with trained.autocast():
+            hidden = _checked(model, inputs[:, part], past_key_values=cache, device=trained.device)
+            losses = _head_losses(model, hidden[mask.to(trained.device)], targets[:, part][mask])
+        rows = torch.arange(len(texts))[:, None].expand_as(mask)
+        yield _Scored(losses, rows[mask], places[:, part][mask] + 1)
 
 
 def _token_losses(
     trained: TrainedModel, input_ids: torch.Tensor, segment_ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """-log p of the targets where the mask is True, in its order: float64 on the CPU."""
-    device, model = trained.device, trained.model
+    device, model = trained.device, trained.ours
     with trained.autocast():
-        hidden = _encode(model, input_ids, segment_ids, device)[mask.to(device)]
-        labels = targets[mask].to(device)
-        rows = max(1, LOGITS_AT_ONCE // model.lm_head.out_features)
-        losses = [
-            F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")
-            for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True)
-        ]
+        if model is None:
+            return _other_losses(trained, input_ids, targets, mask)
+        hidden = _checked(model, input_ids, segment_ids=segment_ids.to(device), device=device)
+        return _head_losses(model, hidden[mask.to(device)], targets[mask])
+
+
+def _head_losses(model: CausalLM, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p of targets [n] given the last hidden states [n, hidden_size], a part of the logits at a time."""
+    labels = targets.to(hidden.device)
+    rows = max(1, LOGITS_AT_ONCE // model.lm_head.out_features)
+    losses = [
+        F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")
+        for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True)
+    ]
     return torch.cat(losses).double().cpu()
 
 
-def _encode(model: CausalLM, input_ids: torch.Tensor, segment_ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _other_losses(
+    trained: TrainedModel, input_ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The same of a model of transformers, which may do anything between its hidden states and its logits."""
+    device = trained.device
+    rows = max(1, LOGITS_AT_ONCE // (trained.config.vocab_size * input_ids.shape[1]))
+    losses = []
+    for ids, wanted, counts in zip(input_ids.split(rows), targets.split(rows), mask.split(rows), strict=True):
+        chosen = counts.to(device)
+        logits = trained.model(input_ids=ids.to(device), attention_mask=chosen.long(), use_cache=False).logits
+        losses.append(F.cross_entropy(logits[chosen].float(), wanted.to(device)[chosen], reduction="none"))
+    return torch.cat(losses).double().cpu()
+
+
+def _checked(model: CausalLM, input_ids: torch.Tensor, device: torch.device, **more: object) -> torch.Tensor:
     try:
         model.check_ids(input_ids)
-        return model.encode(input_ids=input_ids.to(device), segment_ids=segment_ids.to(device)).hidden
+        return model.encode(input_ids=input_ids.to(device), **more).hidden  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"the model cannot read these token shards: {error}") from None
 

@@ -2,18 +2,20 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from retlab.artifacts import write_json
 from retlab.data.tokenizer import text_tokenizer
 from retlab.errors import UserError
 from retlab.evaluation.settings import GenerateSection
 from retlab.evaluation.trained_model import TrainedModel
+from retlab.memory import memory_errors
 from retlab.section import shown_path
 
 
@@ -39,14 +41,41 @@ class Sample:
     seconds: float
 
 
-def write_samples(trained: TrainedModel, section: GenerateSection) -> list[dict[str, Any]]:
-    """Continue every prompt of the section.
+def measure_samples(
+    trained: TrainedModel,
+    section: GenerateSection,
+    folder: Path,
+    say: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """Continue every prompt of the section; writes samples.json into `folder`.
 
-    Each sample is drawn from the section's seed anew, so it does not depend on the other prompts.
+    Each sample is drawn from the section's seed anew, so it does not depend on the other prompts. `say` prints a line
+    for people.
     """
-    samples = [continue_prompt(trained, section, prompt) for prompt in section.prompts]
+    samples = []
+    for prompt in section.prompts:
+        with memory_errors(lambda: _too_long(section)):
+            sample = continue_prompt(trained, section, prompt)
+        for notice in notices(trained, sample):
+            say(f"{_shown(prompt)}: {notice}")
+        samples.append(sample)
     # Without times, so that the same model gives the same file.
-    return [{"prompt": one.prompt, "continuation": one.continuation, "seed": one.seed} for one in samples]
+    plain = [{"prompt": one.prompt, "continuation": one.continuation, "seed": one.seed} for one in samples]
+    write_json(folder / "samples.json", plain)
+    return {"samples": len(samples)}
+
+
+def _shown(prompt: str) -> str:
+    """The beginning of a prompt, in quotes."""
+    return f"prompt {prompt if len(prompt) <= 30 else prompt[:27] + '...'!r}"
+
+
+def _too_long(section: GenerateSection) -> tuple[str, str]:
+    longest = max(map(len, section.prompts), default=0)
+    return (
+        f"a sample of {section.max_new_tokens:,} tokens after a prompt of up to {longest:,} characters",
+        "lower generate.max_new_tokens, shorten generate.prompts, or set evaluate.device to cpu",
+    )
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -105,7 +134,7 @@ def continue_prompt(
 ) -> Sample:
     """Let the model write after a prompt, without special tokens.
 
-    The prompt stands at the start of a document, behind an end-of-text token, as documents do in training. A model
+    The prompt stands at the start of a document, behind the token that opens it, as documents do in training. A model
     whose layers all carry a state reads all of it; one that looks back at tokens reads the last of its window.
 
     Args:
@@ -116,13 +145,14 @@ def continue_prompt(
     """
     # The characters <eos> in a prompt are text, as they are in documents.
     encoded = text_tokenizer(trained.tokenizer).encode(prompt, add_special_tokens=False).ids
-    seen = encoded if trained.carries_state else encoded[-(trained.config.max_position_embeddings - 1) :]
-    input_ids = torch.tensor([[trained.eos_id, *seen]], device=trained.device)
+    limited = None if trained.carries_state else trained.window
+    seen = encoded[-(limited - 1) :] if limited else encoded
+    input_ids = torch.tensor([[trained.opening_id, *seen]], device=trained.device)
     started = time.perf_counter()
     # The random state is the caller's again afterwards.
     with torch.random.fork_rng(), torch.inference_mode(), trained.autocast():
         torch.manual_seed(section.seed)
-        output = trained.model.generate(
+        output = cast(Any, trained.model).generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=section.max_new_tokens,
@@ -146,14 +176,14 @@ def continue_prompt(
 
 def notices(trained: TrainedModel, sample: Sample) -> Iterator[str]:
     """What a reader of a sample should know, in sentences."""
-    window = trained.config.max_position_embeddings
+    window = trained.window
     if sample.cut_tokens:
         yield (
             f"the prompt is longer than the model's window of {window:,} tokens: the first {sample.cut_tokens:,} of its"
             f" {sample.cut_tokens + sample.prompt_tokens:,} tokens were left out"
         )
     length = 1 + sample.prompt_tokens + sample.new_tokens
-    if not trained.carries_state and length > window:
+    if window and not trained.carries_state and length > window:
         yield f"text of {length:,} tokens is longer than the window of {window:,} that the model was trained with"
     if not sample.prompt:
         yield "the prompt is empty: this is how a document begins"

@@ -1,15 +1,76 @@
 """The `evaluate` and `generate` sections of the configuration."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from retlab.section import Section
+from retlab.section import ProjectPath, Section, relation_errors
+
+Measurement = Literal["perplexity", "samples", "tasks", "latency"]
+
+
+def _number_or_auto(size: Any) -> Any:
+    if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise ValueError("must be a whole number of at least 1, or auto")
+    return size
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+        raise ValueError(f"holds {twice[0]} twice; name each once")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+
+
+class TasksSection(Section):
+    """Tasks of lm-evaluation-harness."""
+
+    names: list[str] = []
+    "Tasks and groups of the harness, tasks of `include_path`, or '*': all whose data can be reached."
+    include_path: ProjectPath | None = None
+    "Folder with task files of your own."
+    num_fewshot: int | None = Field(default=None, ge=0)
+    "Examples before each question; null takes each task's own number."
+    limit: int | None = Field(default=None, ge=1)
+    "So many examples of each task; null takes all."
+    batch_size: BatchSize = 16
+    "Requests at once; auto takes the largest that fits."
+    seed: int = Field(default=1234, ge=0)
+    "Seed of the few-shot examples."
+    log_samples: bool = True
+    "Keep every request with its answer, <task>.samples.jsonl."
+
+
+class LatencySection(Section):
+    """Time to the first token, time per token, and memory."""
+
+    contexts: Annotated[list[Annotated[int, Field(ge=1)]], EachOnce] = Field(default=[256, 1024, 4096], min_length=1)
+    "Tokens that have been read before the first one is written; each length is measured."
+    batch_sizes: Annotated[list[Annotated[int, Field(ge=1)]], EachOnce] = Field(default=[1], min_length=1)
+    "Sequences at once; each number is measured."
+    new_tokens: int = Field(default=32, ge=1)
+    "Tokens to write after each context."
+    trials: int = Field(default=5, ge=1)
+    "Repetitions, of which median and 95th percentile are told."
+    warmup: int = Field(default=1, ge=0)
+    "Repetitions before those that count."
+    naive: bool = True
+    "Also measure a full forward for every token, without state or cache."
 
 
 class EvaluateSection(Section):
-    """What is measured of the trained model on the test split."""
+    """What is measured of the trained model."""
 
+    model: str | None = Field(default=None, min_length=1)
+    "Another model to measure in its place: a folder or a hub name, such as EleutherAI/pythia-70m."
+    measure: Annotated[list[Measurement], EachOnce] = ["perplexity", "samples"]
+    "What to measure: perplexity of the test split, samples (section generate), tasks of lm-eval, latency."
     batch_size: int = Field(default=16, ge=1)
     "Windows evaluated at once; changes speed and memory, not the result."
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -20,6 +81,19 @@ class EvaluateSection(Section):
     "Form of recurrent mixers; all give the same numbers, auto takes the fastest."
     reference_points: bool = True
     "Also score a uniform guess, unigram and bigram counts of the train tokens, gzip -9 and xz on the test text."
+    carry_state: bool = False
+    "Read every document from its first to its last token with its state carried across windows (recurrent models)."
+    tasks: TasksSection = TasksSection()
+    "Tasks of lm-evaluation-harness."
+    latency: LatencySection = LatencySection()
+    "Latency and memory."
+
+    @model_validator(mode="after")
+    def _names_tasks(self) -> Self:
+        if "tasks" in self.measure and not self.tasks.names:
+            sentence = "lists tasks, but evaluate.tasks.names is empty; name some, such as [hellaswag]"
+            raise relation_errors("evaluate", [((("measure",), ("tasks", "names")), sentence)])
+        return self
 
 
 class GenerateSection(Section):

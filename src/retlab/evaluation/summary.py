@@ -54,7 +54,7 @@ def read_run(folder: Path) -> Run:
         UserError: it holds no results.
     """
     folder = folder.resolve()
-    results, samples = read_json(folder / "results.json"), read_json(folder / "samples.json")
+    results, samples = read_json(folder / "results.json"), read_json(folder / "evaluation" / "samples" / "samples.json")
     if not isinstance(results, dict) or not {"model", "settings", "test"} <= results.keys():
         what = "is not evaluated (there is no whole results.json in it)" if folder.is_dir() else "is no run folder"
         raise UserError(f"{shown_path(folder)} {what}; run {script('evaluate_model')} with its configuration first")
@@ -194,6 +194,6 @@ def _places(runs: list[Run]) -> str:
         lines += [
             f"  {folder}/",
             "    model/  the trained model, for AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)",
-            "    results.json  results.csv  document_losses.parquet  samples.json  metrics.csv  emissions.csv",
+            "    results.json  results.csv  metrics.csv  emissions.csv  evaluation/",
         ]
     return "\n".join(lines)

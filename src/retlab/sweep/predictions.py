@@ -127,7 +127,8 @@ def _encode(trained: TrainedModel, batch: Batch) -> torch.Tensor:
     device = trained.device
     with trained.autocast():
         ids, segments = batch["input_ids"].to(device), batch["segment_ids"].to(device)
-        return trained.model.encode(input_ids=ids, segment_ids=segments).hidden[batch["loss_mask"].to(device)]
+        assert trained.ours is not None
+        return trained.ours.encode(input_ids=ids, segment_ids=segments).hidden[batch["loss_mask"].to(device)]
 
 
 def _add(sums: dict[Pair, np.ndarray], models: dict[str, TrainedModel], hidden: dict[str, torch.Tensor]) -> None:

@@ -14,7 +14,7 @@ from retlab.training.request import TrainingRequest, model_differences
 
 TRAINED_FILES = (
     "checkpoints", "model", "metrics.csv", "tensorboard",
-    "results.json", "results.csv", "document_losses.parquet", "samples.json", "evaluate_model.manifest.json",
+    "evaluation", "results.json", "results.csv",
 )  # fmt: skip
 """What belongs to one training of a run folder and leaves with it."""
 
