@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from retlab.benchmark.contestant import Contestant, StepTimes
-from retlab.measuring import Marks
 from retlab.benchmark.plan import Shape
 from retlab.benchmark.row import RETLAB
 from retlab.data.loader import TokenLoader
 from retlab.data.settings import DataSection
+from retlab.measuring import Marks
 from retlab.models import build_model
 from retlab.models.causal_lm import CausalLM
 from retlab.models.engines import forget, settle

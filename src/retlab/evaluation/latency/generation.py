@@ -73,7 +73,7 @@ def token_seconds(model: PreTrainedModel, ids: Tensor, new_tokens: int, cached: 
     marks = Marks(ids.device)
     synchronize(ids.device)
     marks.mark()
-    # RetLab's prompts are sent ahead where no option is unknown, and keeping a cache is what every model does by itself.
+    # Every model keeps a cache by itself; saying so would keep RetLab's from sending the prompt ahead.
     options = {} if cached else {"use_cache": False}
     _generate(model, ids, 1 + new_tokens, streamer=_Clock(marks), **options)
     seconds = marks.gaps()

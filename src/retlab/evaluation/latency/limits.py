@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -29,6 +30,19 @@ def learned_positions(model: PreTrainedModel) -> int | None:
     return window if any(0 <= table.num_embeddings - window <= _MOST_OFFSET for table in tables) else None
 
 
+def least_bytes(model: PreTrainedModel, tokens: int, in_pieces: bool) -> int:
+    """Memory that so many tokens take at the least, whatever the model does: to know what need not be tried.
+
+    Args:
+        model: the model.
+        tokens: of all sequences.
+        in_pieces: whether the model reads them piece by piece, or has two vectors of each at once.
+    """
+    words: Any = model.get_input_embeddings()
+    ids_and_mask = 2 * torch.int64.itemsize
+    return tokens * (ids_and_mask + (0 if in_pieces else 2 * words.embedding_dim * words.weight.itemsize))
+
+
 @contextlib.contextmanager
 def memory_ceiling(device: torch.device) -> Iterator[None]:
     """On a CPU, let no allocation go beyond the memory that is free: it raises an error, as a GPU's does.
@@ -48,6 +62,13 @@ def memory_ceiling(device: torch.device) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def all_memory(device: torch.device) -> int:
+    """Bytes of the GPU or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def free_memory() -> int:

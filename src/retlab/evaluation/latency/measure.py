@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from retlab.artifacts import write_atomic
 from retlab.evaluation.latency.cells import Cell, cells_of, expected_obstacle
 from retlab.evaluation.latency.generation import generating_model, random_ids, state_bytes_after, token_seconds
-from retlab.evaluation.latency.limits import learned_positions, memory_ceiling
+from retlab.evaluation.latency.limits import all_memory, learned_positions, least_bytes, memory_ceiling
 from retlab.evaluation.latency.plots import draw_memory, draw_time_per_token
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow, write_rows
-from retlab.evaluation.latency.table import latency_table
+from retlab.evaluation.latency.table import latency_table, wrapped
 from retlab.evaluation.settings import LatencySection
 from retlab.evaluation.trained_model import TrainedModel, quiet_transformers
 from retlab.measuring import Memory
@@ -50,8 +50,7 @@ def measure_latency(
     write_atomic(folder / "latency.csv", write_rows(rows))
     draw_time_per_token({name: rows}, folder / "time_per_token.png")
     draw_memory({name: rows}, folder / "memory.png")
-    for line in [*latency_table(rows), *_notes(trained, rows)]:
-        say(line)
+    say("\n".join([*latency_table(rows), *_notes(trained, rows)]))
     return {"rows": len(rows)}
 
 
@@ -113,6 +112,12 @@ class _Bench:
 
     def _begin(self, cell: Cell) -> None:
         """Find out whether it can be measured, and what memory it takes."""
+        needed = least_bytes(self.model, cell.batch * cell.context, in_pieces=cell.method == "recurrent")
+        if needed > all_memory(self.device):
+            where = "gpu" if self.device.type == "cuda" else "machine"
+            cell.lacks_memory = True
+            cell.status = f"does not fit {described_memory(where)}: it takes {needed / 2**30:,.0f} GiB at the least"
+            return
         obstacle = expected_obstacle(cell, self.cells, self.positions, self.section.longest_trial_seconds)
         if obstacle is not None:
             cell.status = obstacle
@@ -161,7 +166,10 @@ def _device_name(device: torch.device) -> str:
 
 def _notes(trained: TrainedModel, rows: list[LatencyRow]) -> list[str]:
     window = trained.window
-    beyond = [row for row in rows if row.is_measured and window and row.context + row.new_tokens > window]
-    if not beyond or trained.carries_state:
+    if trained.carries_state or not window:
         return []
-    return [f"Beyond {window:,} tokens, for which the model was made, it has the speed that is shown, and writes nothing of use."]
+    if not any(row.is_measured and row.context + row.new_tokens > window for row in rows):
+        return []
+    return wrapped(
+        f"The model was made for at most {window:,} tokens: beyond, what it writes is no measure of it, its speed is."
+    )

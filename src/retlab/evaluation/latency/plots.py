@@ -24,7 +24,7 @@ def draw_time_per_token(runs: Runs, file: Path) -> bool:
         if not _curves(axes, runs, lambda row: row.decode_median_s, 1e3, lambda row: row.decode_p95_s):
             return False
         figure.suptitle("Time per token over context", fontsize=14)
-        axes.set_ylabel(f"ms per token of all sequences\n(median of the trials, whisker to the 95th percentile)")
+        axes.set_ylabel("ms per token of all sequences\n(median of the trials, whisker to the 95th percentile)")
         axes.set_xlabel("context, tokens")
         return True
 
@@ -86,7 +86,9 @@ def _curves(
     """
     rows = [row for rows in runs.values() for row in rows if row.is_measured and value(row) is not None]
     sizes = sorted({row.batch_size for row in rows})
-    for run, colour in zip(runs, _COLOURS * len(runs), strict=False):
+    for place, (run, colour) in enumerate(zip(runs, _COLOURS * len(runs), strict=False)):
+        # Whiskers of different runs stand beside each other.
+        shift = 1 + 0.015 * (place - (len(runs) - 1) / 2) if upper else 1
         for method in dict.fromkeys(row.method for row in runs[run]):
             for size in sizes if batches else sizes[:1]:
                 own = [row for row in runs[run] if row in rows and (row.method, row.batch_size) == (method, size)]
@@ -95,19 +97,21 @@ def _curves(
                 ends = [scale * (upper(row) or 0) for row in own] if upper else values
                 if own:
                     axes.errorbar(
-                        [row.context for row in own],
+                        [row.context * shift for row in own],
                         values,
                         yerr=([0] * len(own), [max(0.0, end - low) for low, end in zip(values, ends, strict=True)]),
                         color=colour,
                         linestyle=":" if method == NO_CACHE else "-",
                         marker=_MARKERS[sizes.index(size) % len(_MARKERS)],
                         fillstyle="none" if method == NO_CACHE else "full",
-                        capsize=4 if upper else 0,
-                        alpha=0.9,
+                        capsize=3 if upper else 0,
+                        elinewidth=0.8,
+                        capthick=0.8,
                         label=f"{run}, {method}" + (f", batch {size}" if len(sizes) > 1 else ""),
                     )
     if rows:
-        _axes_of(axes, [row.context for row in rows], [scale * (value(row) or 0) for row in rows])
+        numbers = [number for row in rows for number in (value(row), upper(row) if upper else None) if number]
+        _axes_of(axes, [row.context for row in rows], [scale * number for number in numbers])
     return bool(rows)
 
 

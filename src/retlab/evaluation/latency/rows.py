@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 MEASURED = "measured"
 
-NO_CACHE = "no cache"
+NO_CACHE: Literal["no cache"] = "no cache"
 Method = Literal["recurrent", "cache", "no cache"]
 """How tokens are generated: from a state of fixed size, from a cache of all that was read, or from all of it anew."""
 
@@ -59,7 +59,9 @@ def read_rows(file: Path) -> list[LatencyRow]:
     """The lines of a latency.csv."""
     hints = get_type_hints(LatencyRow)
     with open(file, encoding="utf-8", newline="") as opened:
-        return [LatencyRow(**{key: _value(text, hints[key]) for key, text in row.items()}) for row in csv.DictReader(opened)]
+        return [
+            LatencyRow(**{key: _value(text, hints[key]) for key, text in row.items()}) for row in csv.DictReader(opened)
+        ]
 
 
 def _value(text: str, hint: Any) -> Any:

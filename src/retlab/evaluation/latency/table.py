@@ -1,4 +1,4 @@
-"""Latency and memory as lines for a terminal of 100 columns."""
+"""Latency and memory of one model as lines for a terminal of 100 columns."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow
 
 WIDTH = 100
+SHAPE = 3
+"""Columns before the numbers."""
 
-_COLUMNS = (
-    ("", "method", 9),
-    ("", "batch", 5),
-    ("", "context", 11),
-    ("first token, ms", "median", 11),
-    ("first token, ms", "95 %", 9),
-    ("time per token, ms", "median", 11),
-    ("time per token, ms", "95 %", 9),
-    ("memory, MiB", "peak", 11),
-    ("memory, MiB", "state", 9),
+_TITLES = (
+    ("", "method"),
+    ("", "batch"),
+    ("", "context"),
+    ("first token, ms", "median"),
+    ("first token, ms", "95 %"),
+    ("time per token, ms", "median"),
+    ("time per token, ms", "95 %"),
+    ("memory, MiB", "peak"),
+    ("memory, MiB", "state"),
 )
-"""Group, title and width."""
+"""Group and title of each column."""
 
 _COMPARED = {
     "prefill_median_s": "first token",
@@ -28,54 +30,59 @@ _COMPARED = {
 
 
 def latency_table(rows: Sequence[LatencyRow]) -> list[str]:
-    """The rows of one model, what was measured and how, and what the columns mean."""
-    first = rows[0]
-    head = f"Latency of {first.model}: {first.precision} on {first.device}"
-    lines = [*textwrap.wrap(head, WIDTH), *_titles()]
+    """What was measured of one model and how, its rows, and what the columns mean."""
     best = _best(rows)
-    for number, row in enumerate(rows):
+    lines = [_cells(row, best.get((row.batch_size, row.context), {})) for row in rows]
+    titles = [title for _, title in _TITLES]
+    # A reason stands in the place of all numbers, and two numbers have room for what stands above them.
+    known = [line if len(line) == len(titles) else [*line[:SHAPE], *[""] * (len(titles) - SHAPE)] for line in lines]
+    least = [0] * SHAPE + [8] * (len(titles) - SHAPE)
+    widths = [max(room, *map(len, column)) for room, *column in zip(least, titles, *known, strict=True)]
+    table = [*_titles(widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
+    for number, (row, line) in enumerate(zip(rows, lines, strict=True)):
         if number and row.method != rows[number - 1].method:
-            lines.append("")
-        lines += _line(row, best)
-    return [*lines, _rule(), *(line for note in _explanations(rows, best) for line in _wrapped(note))]
+            table.append("")
+        table += _line(line, widths)
+    head = f"latency of {rows[0].model}, {rows[0].precision}, {rows[0].device}"
+    notes = [line for note in _explanations(rows, best) for line in wrapped(note)]
+    return [head, *table, table[2], *notes]
 
 
-def _titles() -> list[str]:
-    groups: list[tuple[str, int]] = []
-    for group, _, width in _COLUMNS:
-        if groups and groups[-1][0] == group:
-            groups[-1] = (group, groups[-1][1] + 2 + width)
-        else:
-            groups.append((group, width))
-    titles = "  ".join(title.ljust(width) if place == 0 else title.rjust(width) for place, (_, title, width) in enumerate(_COLUMNS))
-    return ["  ".join(group.rjust(width) for group, width in groups).rstrip(), titles, _rule()]
+def _titles(widths: Sequence[int]) -> list[str]:
+    groups: dict[str, int] = {}
+    for (group, _), width in zip(_TITLES, widths, strict=True):
+        groups[group] = groups.get(group, -2) + 2 + width
+    above = "  ".join(group.rjust(width) for group, width in groups.items())
+    return [above.rstrip(), _joined([title for _, title in _TITLES], widths)]
 
 
-def _rule() -> str:
-    return "-" * (sum(width for *_, width in _COLUMNS) + 2 * (len(_COLUMNS) - 1))
+def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Words to the left, numbers to the right."""
+    right = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+    return "  ".join([cells[0].ljust(widths[0]), *right]).rstrip()
 
 
-def _line(row: LatencyRow, best: dict[tuple[int, int], dict[str, float]]) -> Iterator[str]:
-    cells = [row.method.ljust(_COLUMNS[0][2]), f"{row.batch_size:,}".rjust(5), f"{row.context:,}".rjust(11)]
+def _cells(row: LatencyRow, lowest: dict[str, float]) -> list[str]:
+    """Method, batch and context with the numbers, or with the reason why there are none."""
+    shape = [row.method, f"{row.batch_size:,}", f"{row.context:,}"]
     if not row.is_measured:
-        start = "  ".join(cells) + "  "
-        yield from textwrap.wrap(row.status, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
-        return
-    lowest = best.get((row.batch_size, row.context), {})
+        return [*shape, row.status]
 
-    def marked(key: str, text: str) -> str:
-        return ("*" if getattr(row, key) == lowest.get(key) else "") + text
+    def number(key: str, scale: float) -> str:
+        value = getattr(row, key)
+        return "" if value is None else ("*" if value == lowest.get(key) else "") + _digits(scale * value)
 
-    numbers = [
-        marked("prefill_median_s", _milliseconds(row.prefill_median_s)),
-        _milliseconds(row.prefill_p95_s),
-        marked("decode_median_s", _milliseconds(row.decode_median_s)),
-        _milliseconds(row.decode_p95_s),
-        marked("peak_memory_bytes", _mebibytes(row.peak_memory_bytes)),
-        _mebibytes(row.state_bytes_per_sequence),
-    ]
-    cells += [number.rjust(width) for number, (*_, width) in zip(numbers, _COLUMNS[3:], strict=True)]
-    yield "  ".join(cells).rstrip()
+    times = ("prefill_median_s", "prefill_p95_s", "decode_median_s", "decode_p95_s")
+    sizes = ("peak_memory_bytes", "state_bytes_per_sequence")
+    return [*shape, *(number(key, 1e3) for key in times), *(number(key, 2**-20) for key in sizes)]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    if len(cells) == len(widths):
+        return [_joined(cells, widths)]
+    *shape, status = cells
+    start = _joined(shape, widths[: len(shape)]) + "  "
+    return textwrap.wrap(status, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
 
 
 def _best(rows: Sequence[LatencyRow]) -> dict[tuple[int, int], dict[str, float]]:
@@ -96,8 +103,11 @@ def _explanations(rows: Sequence[LatencyRow], best: dict[tuple[int, int], dict[s
     if not measured:
         return
     counts = {row.method: row.new_tokens for row in measured}
-    each = ", ".join(f"{tokens:,} further {'token' if tokens == 1 else 'tokens'} ({method})" for method, tokens in counts.items())
-    yield f"Median and 95th percentile of {measured[0].trials:,} trials, each a call of generate(): the first token, then {each}."
+    each = ", ".join(
+        f"{tokens:,} further {'token' if tokens == 1 else 'tokens'} ({method})" for method, tokens in counts.items()
+    )
+    trials = f"{measured[0].trials:,} trials, each a call of generate()"
+    yield f"Median and 95th percentile of {trials}: the first token, then {each}."
     if NO_CACHE in counts:
         yield f"{NO_CACHE}: everything is read anew for each token."
     if measured[0].device.startswith("cpu"):
@@ -109,16 +119,9 @@ def _explanations(rows: Sequence[LatencyRow], best: dict[tuple[int, int], dict[s
         yield f"* lowest of the methods at this batch size and context ({', '.join(_COMPARED.values())})."
 
 
-def _wrapped(note: str) -> list[str]:
+def wrapped(note: str) -> list[str]:
+    """A note below the table."""
     return textwrap.wrap(note, WIDTH, subsequent_indent="  ")
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else _digits(1000 * seconds)
-
-
-def _mebibytes(size: int | None) -> str:
-    return "" if size is None else _digits(size / 2**20)
 
 
 def _digits(value: float) -> str:
