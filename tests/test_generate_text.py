@@ -34,7 +34,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(config: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), str(config), *words]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=300)
 
 
 def test_the_same_samples_on_the_terminal_as_json_and_in_files(config: Path, tmp_path: Path) -> None:

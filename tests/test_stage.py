@@ -45,7 +45,7 @@ class Lab:
 
     def run(self, output: str, *words: str, **kwargs: Any) -> tuple[int, str]:
         process = self.start(output, *words, **kwargs)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out + err
 
     def wait_for(self, name: str) -> None:
@@ -162,7 +162,7 @@ def test_signals_leave_with_75_and_without_remains(lab: Lab, number: signal.Sign
     process = lab.start("a", fault="wait")
     lab.wait_for("waiting")
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 75
     assert f"{number.name} received; run the same command again" in err
     assert "Traceback" not in err
@@ -175,9 +175,9 @@ def test_two_processes_for_one_output_work_once(lab: Lab) -> None:
     second = lab.start("a")
     assert "waiting: another process is using" in lab.next_line(second)
     (lab.folder / "release").touch()
-    out, _ = second.communicate(timeout=30)
+    out, _ = second.communicate(timeout=300)
     assert (second.returncode, "up to date" in out) == (0, True)
-    assert "done in" in first.communicate(timeout=30)[0]
+    assert "done in" in first.communicate(timeout=300)[0]
 
 
 def test_a_reader_holds_back_who_would_replace_its_input(lab: Lab) -> None:
@@ -188,8 +188,8 @@ def test_a_reader_holds_back_who_would_replace_its_input(lab: Lab) -> None:
     writer = lab.start("a", "seed=9")
     assert "waiting: another process is using" in lab.next_line(writer)
     (lab.folder / "release").touch()
-    reader.communicate(timeout=30)
-    writer.communicate(timeout=30)
+    reader.communicate(timeout=300)
+    writer.communicate(timeout=300)
     assert (lab.folder / "b" / "a.txt").read_text() == "origin 0 0"
     assert (lab.folder / "a" / "a.txt").read_text() == "origin 9"
 

@@ -49,7 +49,7 @@ def test_bf16_rounds_the_same_in_one_process_under_ddp_and_under_fsdp(tmp_path: 
     names = {"one": {}, "ddp": {"devices": 2, "strategy": "ddp"}, "fsdp": {"devices": 2, "strategy": "fsdp"}}
     processes = [start(make_config(tmp_path, name, model, **settings, **extra)) for name, extra in names.items()]
     for process in processes:
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == EXIT_OK, output
     one, ddp, fsdp = (losses(tmp_path / "runs" / name) for name in names)
     assert ddp == pytest.approx(one, rel=5e-3)
@@ -68,7 +68,7 @@ def test_a_killed_process_is_one_sentence_and_nothing_hangs(tmp_path: Path, stra
         time.sleep(0.05)
     helpers = psutil.Process(process.pid).children()
     helpers[-1].send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == EXIT_USER_ERROR, output
     assert "error: process 2 of the training was ended by SIGKILL (out of memory?)" in output
     assert "Traceback" not in output
@@ -83,7 +83,7 @@ def test_a_process_without_memory_ends_all_and_says_so(tmp_path: Path) -> None:
     free, _ = torch.cuda.mem_get_info(1)
     held = torch.empty(free - 3 * 2**30, dtype=torch.uint8, device="cuda:1")
     process = start(config)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=300)
     del held
     torch.cuda.empty_cache()
     assert process.returncode == EXIT_USER_ERROR, output
@@ -100,7 +100,7 @@ def test_no_process_takes_memory_on_the_gpu_of_another(tmp_path: Path) -> None:
         ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader"], capture_output=True, text=True
     )
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     lines = [line.split(", ") for line in answer.stdout.splitlines()]
     pids = [int(pid) for _, pid in lines if pid.isdigit()]
     if process.pid not in pids:

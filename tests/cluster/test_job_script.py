@@ -60,7 +60,7 @@ def signalled(folder: Path, job: "subprocess.Popen[str]", number: signal.Signals
         assert time.monotonic() < end
         time.sleep(0.02)
     job.send_signal(number)
-    text, _ = job.communicate(timeout=30)
+    text, _ = job.communicate(timeout=300)
     (note,) = (json.loads(file.read_text()) for file in folder.glob("*.ended.json"))
     return text, note
 
@@ -76,7 +76,7 @@ def test_told_to_leave_it_goes_back_into_the_queue(tmp_path: Path) -> None:
 
 def test_a_signal_as_the_stage_is_started_reaches_it(tmp_path: Path) -> None:
     job = start(tmp_path, before=SIGNAL_BEFORE_THE_CHILD_IS_KNOWN)
-    text, _ = job.communicate(timeout=15)
+    text, _ = job.communicate(timeout=300)
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n", text
 
 

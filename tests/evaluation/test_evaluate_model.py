@@ -1,5 +1,6 @@
 """The stage: each measurement for itself, the results of all together, and other models beside the run."""
 
+import argparse
 import importlib.util
 import json
 import signal
@@ -49,13 +50,14 @@ class Lab:
         (self.run_folder / "model" / "manifest.json").unlink(missing_ok=True)
         publish(self.run_folder / "model", {})
 
-    def evaluate(self, *overrides: str, force: bool = False) -> None:
+    def evaluate(self, *overrides: str, force: bool = False, as_json: bool = False) -> None:
         spec = importlib.util.spec_from_file_location("evaluate_model", PROJECT_ROOT / "src" / "evaluate_model.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.main(load_config(self.file, overrides), StageCommand(force=force))
+        options = argparse.Namespace(json=as_json)
+        module.main(load_config(self.file, overrides), StageCommand(force=force, options=options))
 
     def hashes(self) -> list[str]:
         return [sha256_file(self.run_folder / "evaluation" / "perplexity" / name) for name in SCORED]
@@ -128,6 +130,14 @@ def test_only_what_is_listed_is_measured_and_only_what_is_of_this_model_is_told(
     assert list(lab.results()) == ["model"], "the scores are those of another model"
     lab.evaluate("evaluate.measure=[perplexity]")
     assert "test" in lab.results()
+
+
+def test_json_is_all_that_standard_output_gets(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        lab.evaluate(as_json=True)
+        printed = capsys.readouterr()
+        assert json.loads(printed.out) == lab.results()
+        assert "[evaluate_model perplexity]" in printed.err
 
 
 def test_a_kill_leaves_what_was_finished(lab: Lab, scorings: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

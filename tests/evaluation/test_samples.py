@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluation.trained import write_model
+from tests.evaluation.trained import write_model, write_other_model
 from transformers import TextStreamer
 
 from retlab.errors import UserError
@@ -94,3 +94,21 @@ def test_words_that_are_no_text() -> None:
     assert as_text("é", "here") == "é"
     with pytest.raises(UserError, match=r"^here: byte 0xe9 at place 3 is no UTF-8 text"):
         as_text(io.TextIOWrapper(io.BytesIO(b"ab\xe9"), "utf-8", errors="surrogateescape").read(), "here")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_model_of_transformers_stays_within_its_window(tmp_path: Path, kind: str) -> None:
+    """GPT-2 has no positions beyond."""
+    other = load_trained_model(EvaluateSection(device="cpu"), write_other_model(tmp_path, kind, window=32))
+    section = GenerateSection(max_new_tokens=100, temperature=0)
+    for prompt, cut, new in (("x" * 10, 0, 21), ("x" * 100, 84, 15)):
+        sample = continue_prompt(other, section, prompt)
+        assert (sample.cut_tokens, sample.new_tokens, sample.ended) == (cut, new, "window")
+        said = list(notices(other, sample))
+        assert said[-1] == "the text ends where the model's window of 32 tokens does"
+        assert len(said) == 1 + bool(cut)
+    ids = torch.tensor([[other.opening_id, *other.tokenizer("x" * 10, add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        first = int(other.model(ids).logits[0, -1].argmax())
+    sample = continue_prompt(other, GenerateSection(max_new_tokens=1, temperature=0), "x" * 10)
+    assert sample.continuation == other.tokenizer.decode([first], skip_special_tokens=True)

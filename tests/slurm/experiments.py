@@ -12,7 +12,7 @@ from tests.conftest import environment
 def script(checkout: Path, name: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a script of slurm/ in the environment of the test."""
     command = ["bash", str(checkout / "slurm" / name), *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300)
 
 
 def prepared(quickstart: Path, folder: Path, cluster: dict[str, Any]) -> Path:

@@ -146,14 +146,16 @@ class PrivateSlurm:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a client program on this cluster."""
-        answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
         assert not check or answer.returncode == 0, f"{command}: {answer.stdout}{answer.stderr}"
         return answer
 
     def submit(self, script: str, *options: str) -> int:
         """Submit a batch script by its text; returns the job's id."""
         command = ["sbatch", "--parsable", "--output=/dev/null", *options]
-        answer = subprocess.run(command, env=self.environment, input=script, capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(
+            command, env=self.environment, input=script, capture_output=True, text=True, timeout=300
+        )
         assert answer.returncode == 0, answer.stderr
         return int(answer.stdout.split(";")[0])
 
@@ -172,11 +174,11 @@ class PrivateSlurm:
         """State of a job that is no array, such as RUNNING."""
         return self.jobs(number)[0]["JobState"]
 
-    def wait_for(self, number: int, state: str, timeout: float = 60) -> None:
+    def wait_for(self, number: int, state: str, timeout: float = 300) -> None:
         """Wait until a job is in this state."""
         self.until(lambda: self.state(number) == state, timeout, f"job {number} did not come to {state}")
 
-    def wait(self, *ids: int, timeout: float = 120) -> list[dict[str, str]]:
+    def wait(self, *ids: int, timeout: float = 300) -> list[dict[str, str]]:
         """Wait until the jobs (none: all jobs) have ended and return them; after the time-out their logs are shown."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
         self.until(

@@ -38,7 +38,7 @@ def start(stage: str, config: Path, *words: str) -> "subprocess.Popen[str]":
 
 def run(stage: str, config: Path, *words: str) -> str:
     process = start(stage, config, *words)
-    stdout, stderr = process.communicate(timeout=240)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stdout + stderr
     return stdout
 
@@ -59,9 +59,9 @@ def test_stages_on_worker_jobs_make_the_same_files(slurm: PrivateSlurm, tmp_path
     while not running(slurm) and stage.poll() is None:
         time.sleep(0.2)
     stage.send_signal(signal.SIGINT)
-    stdout, stderr = stage.communicate(timeout=90)
+    stdout, stderr = stage.communicate(timeout=300)
     assert stage.returncode == 75, stdout + stderr
-    slurm.wait(timeout=60)
+    slurm.wait(timeout=300)
     assert not list((tmp_path / "there" / "data").glob("*split*"))
 
     # The first worker job is taken away; another comes in its place.
@@ -69,14 +69,14 @@ def test_stages_on_worker_jobs_make_the_same_files(slurm: PrivateSlurm, tmp_path
     while not running(slurm) and stage.poll() is None:
         time.sleep(0.2)
     slurm.run("scancel", running(slurm)[0]["JobId"])
-    stdout, stderr = stage.communicate(timeout=240)
+    stdout, stderr = stage.communicate(timeout=300)
     assert stage.returncode == 0, stdout + stderr
     assert "2 Dask worker jobs" in stdout
     run("train_tokenizer", here)
     run("tokenize_data", here)
     tokenizer = f"tokenizer.folder={tmp_path}/here/data/tokenizer"
     assert "Dask worker jobs" in run("tokenize_data", there, tokenizer)
-    slurm.wait(timeout=60)
+    slurm.wait(timeout=300)
     found = [
         {name: value for name, value in contents(tmp_path / place / "data").items() if name.endswith(".parquet")}
         for place in ("here", "there")
@@ -94,8 +94,8 @@ def test_worker_jobs_that_slurm_refuses_or_never_starts_are_a_sentence(slurm: Pr
         "cluster.partition=short cluster.time=1:00:00": "PartitionTimeLimit",
     }.items():
         process = start("split_data", config, *words.split())
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=300)
         assert process.returncode == 2, stdout + stderr
         assert sentence in stderr
         assert "Traceback" not in stdout + stderr
-        slurm.wait(timeout=30)
+        slurm.wait(timeout=300)

@@ -28,7 +28,7 @@ def test_two_nodes_train_as_one_also_when_preempted(
     pausing(monkeypatch, tmp_path, "step")
     script = str(PROJECT_ROOT / "slurm" / "05_train_model.sh")
     words = ["sbatch", "--parsable", "--nodes=2", f"--chdir={tmp_path}", script, str(config)]
-    answer = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     number = int(answer.stdout)
     end = time.monotonic() + 200
@@ -51,7 +51,7 @@ def test_other_nodes_than_the_configuration_says_are_one_sentence(slurm: Private
     config = make_config(tmp_path, "wrong", num_nodes=1)
     words = ["sbatch", "--wait", "--nodes=2", f"--chdir={tmp_path}", "--output=log.txt"]
     script = str(PROJECT_ROOT / "slurm" / "05_train_model.sh")
-    answer = subprocess.run([*words, script, str(config)], env=environment(), capture_output=True, timeout=200)
+    answer = subprocess.run([*words, script, str(config)], env=environment(), capture_output=True, timeout=300)
     log = (tmp_path / "log.txt").read_text()
     assert answer.returncode == 2, log + slurm.report()
     assert log.count("error: train.num_nodes is 1, but Slurm gave 2 nodes;") == 1, log

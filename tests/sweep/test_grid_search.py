@@ -137,7 +137,8 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
 
 
 def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: Grid) -> None:
-    config = write(folder, "lost", trial_timeout=20)
+    # Long enough for a slow machine to save before it is over.
+    config = write(folder, "lost", trial_timeout=60)
     grid = make_grid(config, [])
     first, _, last = grid.trials
     process = start(config)
@@ -153,7 +154,7 @@ def test_a_killed_and_a_hanging_trial_are_lost_alone(folder: Path, undisturbed: 
     assert "error: 2 trials of 3 failed" in output
     code, output = finish(config)
     assert (code, "failed 2, to run 0" in output) == (EXIT_USER_ERROR, True), "failed trials stay failed until asked"
-    code, output = finish(config, "--retry-failed")
+    code, output = finish(config, "--retry-failed", "grid_search.trial_timeout=600")
     assert code == EXIT_OK, output
     assert weights(grid) == weights(undisturbed)
 

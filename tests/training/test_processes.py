@@ -75,11 +75,11 @@ def test_a_process_that_dies_is_one_sentence_and_nothing_hangs(tmp_path, devices
     if number == signal.SIGSTOP:
         time.sleep(1)
         helpers[-1].kill()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == EXIT_USER_ERROR, output
     assert f"error: process {devices} of the training was ended by SIGKILL (out of memory?)" in output.splitlines()[-1]
     assert "Traceback" not in output
-    assert not psutil.wait_procs(helpers, timeout=30)[1]
+    assert not psutil.wait_procs(helpers, timeout=120)[1]
     assert store.last() is not None
 
 
@@ -92,7 +92,7 @@ def test_ctrl_c_in_a_terminal_saves_and_ends_all_processes(tmp_path):
         time.sleep(0.02)
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == EXIT_INTERRUPTED, output
     assert "interrupted: saved after step" in output
     assert "Traceback" not in output
@@ -136,7 +136,7 @@ def test_two_processes_stopped_and_killed_resume_to_the_same_bits(splits, tmp_pa
     assert len(helpers) == 1
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(helpers, timeout=30)
+    _, alive = psutil.wait_procs(helpers, timeout=120)
     assert not alive
     run(request)
     assert_same_training(reference, request)

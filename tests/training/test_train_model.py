@@ -81,7 +81,7 @@ def test_signals_save_and_leave_with_their_own_code(folder, undisturbed):
         process = start(config)
         wait_for_step(config, process, step)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == EXIT_INTERRUPTED, output
         assert "interrupted: saved after step" in output
         assert "Traceback" not in output

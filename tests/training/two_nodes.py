@@ -37,7 +37,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ended(processes: list[Script], timeout: float = 240) -> list[tuple[int, str]]:
+def ended(processes: list[Script], timeout: float = 600) -> list[tuple[int, str]]:
     """Exit code and output of each node's process."""
     outputs = [process.communicate(timeout)[0] for process in processes]
     return [(process.wait(), output) for process, output in zip(processes, outputs, strict=True)]

@@ -53,5 +53,5 @@ def find_other_model(source: str) -> OtherModel:
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    with hub_sentences("evaluate.model", name, "model"):
+    with hub_sentences(f"evaluate.model: {name}", name, "model"):
         return Path(snapshot_download(name, allow_patterns=list(_FILES)))

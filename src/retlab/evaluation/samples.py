@@ -27,7 +27,7 @@ class Sample:
         cut_tokens: tokens at the beginning of the prompt that the model did not see, since its window is shorter.
         prompt_tokens: tokens of the prompt that it saw, without the end-of-text token before them.
         new_tokens: tokens that it wrote, a closing end-of-text token included.
-        ended: whether it ended its text, or at `generate.max_new_tokens`.
+        ended: whether it ended its text, or at `generate.max_new_tokens`, or where its window does.
         seconds: from the prompt to the last token.
     """
 
@@ -37,7 +37,7 @@ class Sample:
     cut_tokens: int
     prompt_tokens: int
     new_tokens: int
-    ended: Literal["end of text", "length"]
+    ended: Literal["end of text", "length", "window"]
     seconds: float
 
 
@@ -145,8 +145,7 @@ def continue_prompt(
     """
     # The characters <eos> in a prompt are text, as they are in documents.
     encoded = text_tokenizer(trained.tokenizer).encode(prompt, add_special_tokens=False).ids
-    limited = None if trained.carries_state else trained.window
-    seen = encoded[-(limited - 1) :] if limited else encoded
+    seen, most = _within_window(trained, section, encoded)
     input_ids = torch.tensor([[trained.opening_id, *seen]], device=trained.device)
     started = time.perf_counter()
     # The random state is the caller's again afterwards.
@@ -155,7 +154,7 @@ def continue_prompt(
         output = cast(Any, trained.model).generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=section.max_new_tokens,
+            max_new_tokens=most,
             eos_token_id=trained.eos_id,
             pad_token_id=trained.pad_id,
             streamer=streamer,
@@ -169,9 +168,27 @@ def continue_prompt(
         cut_tokens=len(encoded) - len(seen),
         prompt_tokens=len(seen),
         new_tokens=len(new),
-        ended="end of text" if new[-1:] == [trained.eos_id] else "length",
+        ended=_end(trained, section, new),
         seconds=time.perf_counter() - started,
     )
+
+
+def _within_window(trained: TrainedModel, section: GenerateSection, encoded: list[int]) -> tuple[list[int], int]:
+    """The tokens of a prompt that the model reads, and how many it may write after them."""
+    if trained.carries_state or not trained.window:
+        return encoded, section.max_new_tokens
+    if trained.ours is not None:
+        return encoded[-(trained.window - 1) :], section.max_new_tokens
+    # Other models may have no positions beyond their window: half of it is kept for what they write.
+    room = trained.window - 1
+    seen = encoded[-(room - min(section.max_new_tokens, room // 2)) :]
+    return seen, min(section.max_new_tokens, room - len(seen))
+
+
+def _end(trained: TrainedModel, section: GenerateSection, new: list[int]) -> Literal["end of text", "length", "window"]:
+    if new[-1:] == [trained.eos_id]:
+        return "end of text"
+    return "length" if len(new) == section.max_new_tokens else "window"
 
 
 def notices(trained: TrainedModel, sample: Sample) -> Iterator[str]:
@@ -183,7 +200,9 @@ def notices(trained: TrainedModel, sample: Sample) -> Iterator[str]:
             f" {sample.cut_tokens + sample.prompt_tokens:,} tokens were left out"
         )
     length = 1 + sample.prompt_tokens + sample.new_tokens
-    if window and not trained.carries_state and length > window:
+    if sample.ended == "window":
+        yield f"the text ends where the model's window of {window:,} tokens does"
+    elif window and not trained.carries_state and length > window:
         yield f"text of {length:,} tokens is longer than the window of {window:,} that the model was trained with"
     if not sample.prompt:
         yield "the prompt is empty: this is how a document begins"
