@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from retlab.memory import described_memory
+
 _MOST_OFFSET = 8
 """Rows beside the positions that tables of positions have: OPT's has two."""
 
@@ -45,9 +47,10 @@ def least_bytes(model: PreTrainedModel, tokens: int, in_pieces: bool) -> int:
 
 @contextlib.contextmanager
 def memory_ceiling(device: torch.device) -> Iterator[None]:
-    """On a CPU, let no allocation go beyond the memory that is free: it raises an error, as a GPU's does.
+    """On a CPU, have allocations beyond the memory that is free raise an error, as a GPU's do.
 
-    Linux alone knows such a limit; without it, it promises memory that it has not, and ends the process that uses it.
+    Without that, Linux promises memory that it has not, and ends the process that uses it. Other systems know no such
+    limit.
     """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         yield
@@ -69,6 +72,13 @@ def all_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
+
+
+def described_room(device: torch.device) -> str:
+    """The memory that there was for a cell, in words."""
+    if device.type == "cuda":
+        return described_memory("gpu")
+    return f"the {free_memory() / 2**30:.1f} GiB that are free of {described_memory('machine')}"
 
 
 def free_memory() -> int:

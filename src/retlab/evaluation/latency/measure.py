@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from retlab.artifacts import write_atomic
 from retlab.evaluation.latency.cells import Cell, cells_of, expected_obstacle
 from retlab.evaluation.latency.generation import generating_model, random_ids, state_bytes_after, token_seconds
-from retlab.evaluation.latency.limits import all_memory, learned_positions, least_bytes, memory_ceiling
+from retlab.evaluation.latency.limits import all_memory, described_room, learned_positions, least_bytes, memory_ceiling
 from retlab.evaluation.latency.plots import draw_memory, draw_time_per_token
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow, write_rows
 from retlab.evaluation.latency.table import latency_table, wrapped
 from retlab.evaluation.settings import LatencySection
 from retlab.evaluation.trained_model import TrainedModel, quiet_transformers
 from retlab.measuring import Memory
-from retlab.memory import described_memory, exhausted_memory
+from retlab.memory import exhausted_memory
 from retlab.models.engines import forget, settle
 from retlab.progress import Progress, progress
 
@@ -101,10 +101,12 @@ class _Bench:
             bar.advance()
 
     def _close(self, cell: Cell, error: Exception) -> None:
-        where = exhausted_memory(error)
-        cell.lacks_memory = where is not None
-        if where is not None:
-            cell.status = f"does not fit {described_memory(where)}"
+        cell.lacks_memory = exhausted_memory(error) is not None
+        if cell.lacks_memory:
+            # What the error's frames hold is given back first.
+            error.__traceback__ = None
+            self._release()
+            cell.status = f"does not fit {described_room(self.device)}"
             return
         self.unexpected.append(error)
         reason = str(error).strip().partition("\n")[0]
@@ -114,9 +116,8 @@ class _Bench:
         """Find out whether it can be measured, and what memory it takes."""
         needed = least_bytes(self.model, cell.batch * cell.context, in_pieces=cell.method == "recurrent")
         if needed > all_memory(self.device):
-            where = "gpu" if self.device.type == "cuda" else "machine"
             cell.lacks_memory = True
-            cell.status = f"does not fit {described_memory(where)}: it takes {needed / 2**30:,.0f} GiB at the least"
+            cell.status = f"does not fit {described_room(self.device)}: it takes {needed / 2**30:,.0f} GiB at the least"
             return
         obstacle = expected_obstacle(cell, self.cells, self.positions, self.section.longest_trial_seconds)
         if obstacle is not None:
