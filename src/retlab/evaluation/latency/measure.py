@@ -140,7 +140,7 @@ class _Bench:
     def _trial(self, cell: Cell, number: int) -> None:
         if self.device.type != "cuda":
             # On a CPU nothing is recorded, and the memory of other shapes may be missing for this one.
-            self._release()
+            forget(self.model)
         prefill, decode = self._seconds(cell)
         if number >= self.section.warmup:
             cell.prefills.append(prefill)
