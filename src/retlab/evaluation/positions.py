@@ -89,8 +89,8 @@ def draw_positions(runs: dict[str, list[dict[str, Any]]], window: int, file: Pat
         axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.axvline(window, color="#888888", linestyle="--", linewidth=1)
     axes.annotate(
-        f"window of {window:,} tokens", (window, 0.98), xycoords=("data", "axes fraction"), rotation=90,
-        ha="right", va="top", fontsize=9, color="#666666",
+        f"window of {window:,} tokens", (window, 0), (-4, 6), xycoords=("data", "axes fraction"),
+        textcoords="offset points", rotation=90, ha="right", va="bottom", fontsize=9, color="#666666",
     )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda place, _: f"{place:,.0f}")

@@ -45,6 +45,8 @@ class TrainingResult:
 
     state: TrainingState
     parameters: int
+    flops_per_token: float
+    "Forward and backward, by count (`models.counting`)."
     validation_seconds: float | None = None
     "Mean time of a validation of the last attempt, with the saving of its checkpoint."
 
@@ -59,6 +61,7 @@ class TrainingResult:
             "parameters": self.parameters,
             "steps": self.state.step,
             "tokens": self.state.tokens,
+            "flops_per_token": self.flops_per_token,
             "best_validation_loss": self.state.best[0][0],
             "best_step": self.best_step,
             "stopped_early": self.state.stopped_early,
@@ -178,7 +181,7 @@ def _train(
         fit(request, hardware, module, loop, StepBatches(batches, done, total_steps))
     if loop.interrupted:
         raise Interrupted(f"saved after step {module.state.step:,} of {total_steps:,}")
-    return TrainingResult(module.state, parameters, loop.validation_seconds)
+    return TrainingResult(module.state, parameters, loop.facts.flops_per_token, loop.validation_seconds)
 
 
 def _module(request: TrainingRequest, hardware: Hardware, total_steps: int, is_new: bool) -> TrainingModule:

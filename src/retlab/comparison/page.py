@@ -1,0 +1,128 @@
+"""The comparison as one HTML file without anything from outside, and the folder around it."""
+
+import base64
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from retlab import provenance
+from retlab.artifacts import sync_folder, write_atomic
+from retlab.comparison.figures import Figure
+from retlab.comparison.report import Comparison
+from retlab.comparison.writing import plain, to_csv, to_markdown
+from retlab.errors import UserError
+from retlab.section import shown_path
+
+PAGE, TABLE, MARKDOWN = "index.html", "comparison.csv", "comparison.md"
+
+
+def write_page(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the page, the CSV, the Markdown and the plots into a folder; returns the files.
+
+    Files of an earlier comparison are replaced; nothing else in the folder is touched.
+
+    Raises:
+        UserError: it is no folder, or holds something of another kind and no comparison.
+    """
+    refuse_foreign(folder)
+    contents: dict[str, bytes] = {}
+    pictures: dict[str, dict[str, str]] = {}
+    for figure in (figure for section in comparison.sections for figure in section.figures):
+        contents[f"{figure.name}.png"] = figure.render("light", "png")
+        pictures[figure.name] = {theme: _embedded(figure.render(theme, "svg")) for theme in ("light", "dark")}
+    contents[TABLE] = to_csv(comparison.tables()).encode()
+    contents[MARKDOWN] = markdown(comparison).encode()
+    # The page comes last: where it is, the rest is.
+    contents[PAGE] = html(comparison, pictures).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _PICTURES - contents.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    sync_folder(folder)
+    return [folder / name for name in contents]
+
+
+_PICTURES = {"learning_curves.png", "loss_by_position.png", "time_per_token.png", "memory.png"}
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise a UserError unless a comparison can be written into the folder."""
+    if folder.suffix in (".html", ".htm", ".csv", ".md", ".png"):
+        raise UserError(
+            f"command line: --output {shown_path(folder)} names a file; name a folder, in which the page is {PAGE}"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"command line: --output {shown_path(folder)} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
+        raise UserError(f"command line: --output {shown_path(folder)} holds other files; name a new or empty folder")
+
+
+def title(comparison: Comparison) -> str:
+    """Names of the runs, as far as a title holds them."""
+    names = [run.name for run in comparison.runs]
+    if len(names) == 1:
+        return names[0]
+    more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+    return " vs ".join(names[:3] if more else names) + more
+
+
+def html(comparison: Comparison, pictures: dict[str, dict[str, str]]) -> str:
+    """The page; `pictures` are the plots as data addresses, by name and theme."""
+    from jinja2 import Environment, StrictUndefined
+
+    here = files("retlab.comparison")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string((here / "page.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        title=title(comparison),
+        css=(here / "page.css").read_text(encoding="utf-8"),
+        baseline=comparison.baseline.name,
+        sections=comparison.sections,
+        samples=comparison.samples,
+        pictures=pictures,
+        plain=plain,
+        visible=visible,
+        alternative=_alternative(comparison),
+        commit=provenance.commit(),
+        folders=[shown_path(run.folder) for run in comparison.runs],
+    )
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same as Markdown, with the plots that lie beside it."""
+    parts = [f"# {title(comparison)}"]
+    for section in comparison.sections:
+        parts.append(f"## {section.title}")
+        parts += [to_markdown(table) for table in section.tables]
+        parts += section.notes
+        parts += [f"![{figure.title}]({figure.name}.png)\n\n{figure.caption}" for figure in section.figures]
+    if comparison.samples:
+        parts.append("## Samples")
+    for prompt, texts in comparison.samples:
+        for name, text in texts:
+            written = "wrote nothing after this prompt" if text is None else _fenced(visible(prompt + text))
+            parts.append(f"**{name}**\n\n{written}")
+    return "\n\n".join(parts) + "\n"
+
+
+def visible(text: str) -> str:
+    """Text without what moves a cursor or turns the direction of writing: such characters become a sign for them."""
+    plain_text = text.replace("\r\n", "\n").expandtabs(4)
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain_text)
+
+
+def _fenced(text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _embedded(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def _alternative(comparison: Comparison) -> Callable[[Figure], str]:
+    names = ", ".join(run.name for run in comparison.runs)
+    return lambda figure: f"{names}. {figure.caption}"
