@@ -139,6 +139,7 @@ def test_median_and_percentile_are_those_of_the_trials_after_warm_up(
 
     monkeypatch.setattr(measure, "token_seconds", seconds)
     rows = rows_of(tmp_path, model, contexts=[5], trials=6, warmup=2, longest_trial_seconds=1e9)
+    # A round of the two methods, in an order of its own.
     for row, tries in zip(rows, (taken[True][1:], taken[False]), strict=True):
         counted = tries[1 + 2 :]
         assert (len(counted), row.trials) == (6, 6)
@@ -149,8 +150,12 @@ def test_median_and_percentile_are_those_of_the_trials_after_warm_up(
 
 
 def test_on_a_cpu_all_lengths_take_turns(tmp_path: Path, fed: list[list[int]]) -> None:
-    rows_of(tmp_path, a_model("llama"), contexts=[5, 9], trials=3, naive=False)
-    assert [calls[0] for calls in fed[1:]] == [5, 5, 9, 9] + [5, 9] * 3
+    rows_of(tmp_path, a_model("llama"), contexts=[5, 9, 12], trials=5, naive=False)
+    begun, trials = fed[1 : 1 + 6], fed[1 + 6 :]
+    assert [calls[0] for calls in begun] == [5, 5, 9, 9, 12, 12]
+    rounds = [tuple(calls[0] for calls in trials[start : start + 3]) for start in range(0, 15, 3)]
+    assert [sorted(lengths) for lengths in rounds] == [[5, 9, 12]] * 5
+    assert len(set(rounds)) > 1
 
 
 def test_bf16_has_weights_of_its_own_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Time to the first token, time per token, and memory of a model's own `generate()`, by context and batch size."""
 
+import random
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -68,8 +69,9 @@ class _Bench:
     def measure(self) -> None:
         """Measure every cell.
 
-        On a CPU the trials of all cells take turns, so that what else the machine does hits all alike. On a GPU, where
-        less disturbs, each cell has it to itself with all that was recorded and compiled for its shape.
+        On a CPU the trials of all cells take turns, in another order each time, so that what else the machine does, and
+        what the trial before left behind, hits all alike. On a GPU, where less disturbs, each cell has it to itself
+        with all that was recorded and compiled for its shape.
         """
         trials = self.section.warmup + self.section.trials
         with progress("latency", len(self.cells) * (1 + trials), "trial") as bar:
@@ -83,7 +85,7 @@ class _Bench:
                         self._run(cell, bar, self._trial, number)
             if self.device.type != "cuda":
                 for number in range(trials):
-                    for cell in self.cells:
+                    for cell in random.Random(number).sample(self.cells, len(self.cells)):
                         self._run(cell, bar, self._trial, number)
         if self.unexpected and not any(cell.is_open for cell in self.cells):
             raise self.unexpected[0]
