@@ -60,7 +60,7 @@ class LatencySection(Section):
     "Sequences at once; each number is measured."
     new_tokens: int = Field(default=32, ge=1, le=2**20)
     "Tokens to write after the first one, over which the time per token is taken."
-    trials: int = Field(default=5, ge=1, le=10_000)
+    trials: int = Field(default=10, ge=1, le=10_000)
     "Repetitions, of which median and 95th percentile are told."
     warmup: int = Field(default=1, ge=0, le=10_000)
     "Repetitions before those that count."
