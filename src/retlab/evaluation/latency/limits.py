@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from retlab.memory import described_memory
 
+_POSITION_NAMES = ("pos", "wpe")
+"""Parts of what transformers' models call their tables of positions: embed_positions, position_embeddings, wpe."""
+
 _MOST_OFFSET = 8
 """Rows beside the positions that tables of positions have: OPT's has two."""
 
@@ -27,9 +30,12 @@ def learned_positions(model: PreTrainedModel) -> int | None:
     window = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(window, int):
         return None
-    words = model.get_input_embeddings()
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words]
-    return window if any(0 <= table.num_embeddings - window <= _MOST_OFFSET for table in tables) else None
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and any(word in name for word in _POSITION_NAMES)
+    ]
+    return window if any(0 <= rows - window <= _MOST_OFFSET for rows in tables) else None
 
 
 def least_bytes(model: PreTrainedModel, tokens: int, in_pieces: bool) -> int:

@@ -87,6 +87,7 @@ class _Bench:
                 for number in range(trials):
                     for cell in random.Random(number).sample(self.cells, len(self.cells)):
                         self._run(cell, bar, self._trial, number)
+        self._release()
         if self.unexpected and not any(cell.is_open for cell in self.cells):
             raise self.unexpected[0]
 
