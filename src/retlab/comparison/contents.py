@@ -5,7 +5,7 @@ from typing import Any
 
 from retlab.comparison.runs import Run
 from retlab.comparison.statistics import Difference, loss_difference
-from retlab.comparison.tables import Cell, Column, Row, Table, mark_columns, number, significant, words
+from retlab.comparison.tables import Cell, Column, Row, Table, mark_columns, number, significant, without_empty, words
 from retlab.yaml_file import shown
 
 _REFERENCE_NAMES = {
@@ -37,9 +37,8 @@ def summary(runs: Sequence[Run], baseline: Run) -> Table:
     ]
     rows = _mark(rows, runs, baseline, {1: "lower", 2: "lower", 3: "lower"})
     rows = mark_columns(rows, {4: "higher", 5: "lower", 6: "lower"})
-    points: dict[str, Any] = next(
-        (run.results["reference_points"] for run in runs if "reference_points" in run.results), {}
-    )
+    pointed = [run.results["reference_points"] for run in runs if "reference_points" in run.results]
+    points: dict[str, Any] = pointed[0] if pointed else {}
     references = [
         Row(_REFERENCE_NAMES.get(name, name), [Cell(), *_test_cells(numbers, True), Cell(), Cell(), Cell()], place == 0)
         for place, (name, numbers) in enumerate(points.items())
@@ -124,7 +123,7 @@ def sizes(runs: Sequence[Run]) -> Table:
         Column("training", "PFLOP"), Column("steps"), Column("tokens seen"), Column("training", "tokens/s"),
         Column("training", "min"), Column("peak memory", "GiB"),
     ]  # fmt: skip
-    return Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs])
+    return without_empty(Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs]))
 
 
 def _size_cells(run: Run) -> list[Cell]:
@@ -147,25 +146,24 @@ def _size_cells(run: Run) -> list[Cell]:
 
 def configuration(runs: Sequence[Run], baseline: Run) -> Table | None:
     """The keys of the resolved configurations that are not the same everywhere; what differs from the baseline."""
-    keys = [
-        key for key in dict.fromkeys(key for run in runs for key in run.config) if key not in ("name", "output_dir")
-    ]
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("name", "output_dir"))
     differing = [key for key in keys if len({shown(run.config.get(key)) for run in runs if run.config}) > 1]
     if not differing:
         return None
     rows = []
     for key in differing:
-        cells = [words(shown(run.config[key]) if key in run.config else "") for run in runs]
-        expected = cells[runs.index(baseline)].text
-        rows.append(
-            Row(key, [Cell(cell.value, cell.text, "" if cell.text == expected else "differs") for cell in cells])
-        )
+        values = [_plain(run.config[key]) if key in run.config else None for run in runs]
+        rows.append(Row(key, _compared(values, runs.index(baseline))))
     return Table("configuration", [Column(run.name, is_text=True) for run in runs], rows, stub="key")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def _compared(values: Sequence[str | None], baseline: int) -> list[Cell]:
     """Cells of text, with a mark where one is not the baseline's."""
-    return [Cell(one, one or "", "" if one == values[baseline] else "differs") for one in values]
+    return [Cell(one, one or "", mark="" if one == values[baseline] else "differs") for one in values]
 
 
 def energy(runs: Sequence[Run]) -> Table | None:
@@ -207,9 +205,11 @@ def _energy_cells(run: Run) -> list[Cell]:
 def environment(runs: Sequence[Run], baseline: Run) -> Table:
     """Commit, versions and hardware of each training, or of the evaluation of a model that was trained elsewhere."""
     facts = [_facts(run) for run in runs]
-    keys = dict.fromkeys(key for one in facts for key in one)
     place = runs.index(baseline)
-    rows = [Row(key, _compared([one.get(key) for one in facts], place)) for key in keys]
+    rows = [
+        Row(key, _compared([one.get(key) for one in facts], place))
+        for key in dict.fromkeys(key for one in facts for key in one)
+    ]
     return Table("environment", [Column(run.name, is_text=True) for run in runs], rows, stub="what")
 
 

@@ -31,18 +31,22 @@ def task_table(runs: Sequence[Run]) -> Table | None:
         return None
     rows = []
     for key in keys:
-        own = [found[run.name].get(key, {}) for run in runs]
-        values = [number(one.get("value"), ".4f") for one in own]
+        cells = [_with_error(found[run.name].get(key, {})) for run in runs]
         better = _direction(key[1])
-        values = with_best(values, better) if better else values
-        errors = [significant(one.get("standard_error"), 2) for one in own]
         task, metric, filter_name, shots = key
         label = f"{task}, {metric}" + (f", {filter_name}" if filter_name not in ("none", "") else "")
-        label += f", {shots} shot{'' if shots == 1 else 's'}" if isinstance(shots, int) else ""
-        rows.append(Row(label, [cell for pair in zip(values, errors, strict=True) for cell in pair]))
-    columns = [column for run in runs for column in (Column(run.name), Column(f"{run.name} ±"))]
+        label += f", {shots} shot{'' if shots == 1 else 's'}" if shots >= 0 else ""
+        rows.append(Row(label, with_best(cells, better) if better else cells))
+    columns = [Column(run.name) for run in runs]
     note = "± is lm-evaluation-harness's standard error. The best value is marked where a metric has a better side."
     return Table("tasks", columns, rows, stub="task, metric", notes=[note])
+
+
+def _with_error(row: dict[str, Any], key: str = "value") -> Cell:
+    value, error = row.get(key), row.get("standard_error")
+    if value is None:
+        return Cell()
+    return Cell(value, f"{value:,.4f}" + ("" if error is None else f" ±{significant(error, 2).text}"), error)
 
 
 def _task_key(row: dict[str, Any]) -> tuple[str, str, str, Any]:
@@ -100,14 +104,11 @@ def position_table(runs: Sequence[Run]) -> Table | None:
     ranges = sorted({key for rows in found.values() for key in rows})
     if not ranges:
         return None
-    columns = [
-        column for run in runs for column in (Column(run.name, "nats/token"), Column(f"{run.name} ±", "nats/token"))
+    columns = [Column(run.name, "nats/token") for run in runs]
+    rows = [
+        Row(f"{first:,} to {last:,}", [_with_error(found[run.name].get((first, last), {}), "loss") for run in runs])
+        for first, last in ranges
     ]
-    rows = []
-    for first, last in ranges:
-        own = [found[run.name].get((first, last), {}) for run in runs]
-        cells = [(number(one.get("loss"), ".4f"), significant(one.get("standard_error"), 2)) for one in own]
-        rows.append(Row(f"{first:,} to {last:,}", [cell for pair in cells for cell in pair]))
     return Table("loss by position", columns, rows, stub="positions")
 
 

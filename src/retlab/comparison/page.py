@@ -1,9 +1,11 @@
 """The comparison as one HTML file without anything from outside, and the folder around it."""
 
 import base64
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retlab import provenance
 from retlab.artifacts import sync_folder, write_atomic
@@ -12,6 +14,9 @@ from retlab.comparison.report import Comparison
 from retlab.comparison.writing import plain, to_csv, to_markdown
 from retlab.errors import UserError
 from retlab.section import shown_path
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 PAGE, TABLE, MARKDOWN = "index.html", "comparison.csv", "comparison.md"
 
@@ -83,6 +88,7 @@ def html(comparison: Comparison, pictures: dict[str, dict[str, str]]) -> str:
         pictures=pictures,
         plain=plain,
         visible=visible,
+        breakable=breakable,
         alternative=_alternative(comparison),
         commit=provenance.commit(),
         folders=[shown_path(run.folder) for run in comparison.runs],
@@ -110,6 +116,13 @@ def visible(text: str) -> str:
     """Text without what moves a cursor or turns the direction of writing: such characters become a sign for them."""
     plain_text = text.replace("\r\n", "\n").expandtabs(4)
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain_text)
+
+
+def breakable(text: str) -> "Markup":
+    """Text in which a line may break behind the signs that join its words."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._:/])", text))
 
 
 def _fenced(text: str) -> str:

@@ -1,5 +1,6 @@
 """Tables as data, from which terminal, CSV, Markdown and page are written, so that all say the same."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,6 +14,8 @@ class Cell:
 
     value: float | str | None = None
     text: str = ""
+    error: float | None = None
+    "Standard error."
     mark: Literal["", "best", "differs"] = ""
 
 
@@ -57,20 +60,24 @@ def significant(value: float | None, digits: int = 3) -> Cell:
     """A number of any size with so many significant digits, without an exponent where it can be read so."""
     if value is None:
         return Cell()
-    if value == 0 or 1e-4 <= abs(value) < 1e9:
-        whole = len(f"{abs(value):.0f}") if abs(value) >= 1 else 0
-        after = (
-            max(0, digits - whole)
-            if whole
-            else next((place for place in range(digits, 12) if abs(round(value, place - digits + 1)) > 0), digits)
-        )
-        return Cell(value, f"{value:,.{after}f}")
-    return Cell(value, f"{value:.{digits - 1}e}")
+    if value == 0:
+        return Cell(value, "0")
+    if not 1e-5 <= abs(value) < 1e9:
+        return Cell(value, f"{value:.{digits - 1}e}")
+    before = math.floor(math.log10(abs(value))) + 1
+    return Cell(value, f"{value:,.{max(0, digits - before)}f}")
 
 
 def words(text: str) -> Cell:
     """A cell of text."""
     return Cell(text, text)
+
+
+def without_empty(table: Table) -> Table:
+    """A table without the columns that no row has a value for."""
+    kept = [place for place in range(len(table.columns)) if any(row.cells[place].text for row in table.rows)]
+    rows = [replace(row, cells=[row.cells[place] for place in kept]) for row in table.rows]
+    return replace(table, columns=[table.columns[place] for place in kept], rows=rows)
 
 
 def with_best(cells: Sequence[Cell], better: Better) -> list[Cell]:

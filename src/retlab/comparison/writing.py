@@ -22,6 +22,8 @@ def to_csv(tables: Iterable[Table]) -> str:
             for column, cell in zip(table.columns, row.cells, strict=True):
                 if cell.value is not None:
                     writer.writerow([table.name, row.label, column.title, plain(cell), column.unit])
+                if cell.error is not None:
+                    writer.writerow([table.name, row.label, f"{column.title} ±", repr(cell.error), column.unit])
     return file.getvalue()
 
 
@@ -52,8 +54,6 @@ def to_terminal(table: Table, width: int = WIDTH) -> str:
     """A table for a terminal, with * behind what is best or differs; columns that do not fit follow below."""
     label_width = min(max(len(table.stub), *(len(row.label) for row in table.rows)), _LONGEST_LABEL)
     widths = [_width(table, place) for place in range(len(table.columns))]
-    # A long label gives way before a column goes below.
-    label_width = max(min(label_width, width - sum(widths)), min(label_width, 16))
     blocks = _blocks(widths, width - label_width)
     return "\n\n".join(_block(table, places, widths, label_width) for places in blocks)
 
