@@ -119,9 +119,16 @@ def _samples(trained: "TrainedModel", config: ExperimentConfig, folder: Path, sa
     return measure_samples(trained, config.generate, folder, say)
 
 
+def _latency(trained: "TrainedModel", config: ExperimentConfig, folder: Path, say: Say) -> dict[str, Any]:
+    from retlab.evaluation.latency.measure import measure_latency
+
+    return measure_latency(trained, config.evaluate.latency, folder, say, config.name)
+
+
 _WORK: dict[Measurement, Callable[["TrainedModel", ExperimentConfig, Path, Say], dict[str, Any]]] = {
     "perplexity": _perplexity,
     "samples": _samples,
+    "latency": _latency,
 }
 """What each measurement does: it fills the folder and returns its report, plain deterministic values."""
 

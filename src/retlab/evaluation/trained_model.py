@@ -141,7 +141,7 @@ def _load_weights(config: PreTrainedConfig, folder: Path, again: str) -> PreTrai
     where = shown_path(folder)
     kind = MODELS[config.architecture] if isinstance(config, ModelConfig) else AutoModelForCausalLM
     try:
-        with _quiet():
+        with quiet_transformers():
             # Safetensors alone: other formats can run code.
             loaded: Any = kind.from_pretrained(
                 folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -159,8 +159,8 @@ def _load_weights(config: PreTrainedConfig, folder: Path, again: str) -> PreTrai
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report of transformers: what is wrong is said in one sentence here."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar and no report of transformers: what is wrong is said in one sentence by the caller."""
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
