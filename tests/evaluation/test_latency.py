@@ -54,8 +54,7 @@ def rows_of(folder: Path, model: Any, **settings: Any) -> list[LatencyRow]:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second each; test_latency_views.py draws them."""
-    monkeypatch.setattr(measure, "draw_time_per_token", lambda *_: False)
-    monkeypatch.setattr(measure, "draw_memory", lambda *_: False)
+    monkeypatch.setattr(measure, "write_plots", lambda *_: None)
 
 
 @pytest.fixture

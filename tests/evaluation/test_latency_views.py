@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from retlab.evaluation.latency.plots import draw_memory, draw_time_per_token
+from retlab.evaluation.latency.plots import write_plots
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow, read_rows, write_rows
 from retlab.evaluation.latency.table import WIDTH, latency_table
 
@@ -83,16 +83,18 @@ def test_pictures_of_one_and_of_several_runs(tmp_path: Path, monkeypatch: pytest
         a_row("cache", context, batch, slowness=context / 256) for batch in (1, 8) for context in (256, 4096)
     ]
     runs = {"retnet": ROWS, "transformer": transformer, "broken": [refused()]}
-    for draw in (draw_time_per_token, draw_memory):
-        for shown in ({"retnet": ROWS}, {"retnet": ROWS[:1]}, runs):
-            assert draw(shown, tmp_path / "picture.png")
-            assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-        (legend,) = figures[-1].legends
+    for shown in ({"retnet": ROWS}, {"retnet": ROWS[:1]}, runs):
+        write_plots(shown, tmp_path)
+        assert all(
+            (tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("time_per_token.png", "memory.png")
+        )
+    for figure in figures[-2:]:
+        (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == [
             "retnet, recurrent, batch 1", "retnet, no cache, batch 1", "transformer, cache, batch 1",
             "transformer, cache, batch 8",
         ]  # fmt: skip
-    times = figures[2].axes[0]
+    times = figures[-2].axes[0]
     assert [times.get_xscale(), times.get_yscale()] == ["log", "log"]
     assert [text.get_text() for text in times.get_xticklabels()] == ["256", "4,096"]
     assert list(times.containers[0].lines[0].get_ydata()) == [4.0, 4.0]
@@ -101,6 +103,5 @@ def test_pictures_of_one_and_of_several_runs(tmp_path: Path, monkeypatch: pytest
 
 
 def test_no_picture_without_numbers(tmp_path: Path) -> None:
-    for draw in (draw_time_per_token, draw_memory):
-        assert not draw({"mine": [refused()]}, tmp_path / "picture.png")
+    write_plots({"mine": [refused()]}, tmp_path)
     assert list(tmp_path.iterdir()) == []

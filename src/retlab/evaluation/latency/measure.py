@@ -13,7 +13,7 @@ from retlab.artifacts import write_atomic
 from retlab.evaluation.latency.cells import Cell, cells_of, expected_obstacle
 from retlab.evaluation.latency.generation import generating_model, random_ids, state_bytes_after, token_seconds
 from retlab.evaluation.latency.limits import all_memory, described_room, learned_positions, least_bytes, memory_ceiling
-from retlab.evaluation.latency.plots import draw_memory, draw_time_per_token
+from retlab.evaluation.latency.plots import write_plots
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow, write_rows
 from retlab.evaluation.latency.table import latency_table, wrapped
 from retlab.evaluation.settings import LatencySection
@@ -49,8 +49,7 @@ def measure_latency(
         bench.measure()
     rows = [cell.row(name, _device_name(trained.device), trained.precision) for cell in bench.cells]
     write_atomic(folder / "latency.csv", write_rows(rows))
-    draw_time_per_token({name: rows}, folder / "time_per_token.png")
-    draw_memory({name: rows}, folder / "memory.png")
+    write_plots({name: rows}, folder)
     say("\n".join([*latency_table(rows), *_notes(trained, rows)]))
     return {"rows": len(rows)}
 

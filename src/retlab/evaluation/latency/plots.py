@@ -1,73 +1,72 @@
 """Time per token and memory over the context, of one model or of several runs."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import write_atomic
+from retlab.drawing import Draw, Pen, marker, render
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow
 
 Runs = Mapping[str, Sequence[LatencyRow]]
 """Rows by the run's name."""
 
-# Paul Tol's bright scheme, told apart by people with any colour vision.
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-_MARKERS = ("o", "^", "D", "v", "s")
+TIME_SIZE, MEMORY_SIZE = (9.0, 5.2), (10.0, 5.2)
+"""Inches."""
 
 
-def draw_time_per_token(runs: Runs, file: Path) -> bool:
-    """Draw medians, with whiskers up to the 95th percentiles; False, and no picture, where there are no numbers."""
+def time_per_token(runs: Runs) -> Draw | None:
+    """Medians, with whiskers up to the 95th percentiles; None where there are no numbers."""
+    if not any(row.decode_median_s is not None for rows in runs.values() for row in rows):
+        return None
 
-    def draw(figure: Any) -> bool:
-        axes = figure.add_subplot()
-        if not _curves(axes, runs, lambda row: row.decode_median_s, 1e3, lambda row: row.decode_p95_s):
-            return False
-        figure.suptitle("Time per token over context", fontsize=14)
-        axes.set_ylabel("ms per token of all sequences\n(median of the trials, whisker to the 95th percentile)")
+    def draw(canvas: Any, pen: Pen) -> None:
+        axes = canvas.add_subplot()
+        _curves(axes, pen, runs, lambda row: row.decode_median_s, 1e3, lambda row: row.decode_p95_s)
+        axes.set_ylabel("ms per token of all sequences")
         axes.set_xlabel("context, tokens")
-        return True
+        _legend(canvas)
 
-    return _write(draw, file, (9.5, 6.2))
+    return draw
 
 
-def draw_memory(runs: Runs, file: Path) -> bool:
-    """Draw peak memory and the state of a sequence; False, and no picture, where there are no numbers."""
+def memory(runs: Runs) -> Draw | None:
+    """Peak memory and the state of a sequence; None where there are no numbers."""
+    if not any(row.peak_memory_bytes is not None for rows in runs.values() for row in rows):
+        return None
 
-    def draw(figure: Any) -> bool:
-        peak, state = figure.subplots(1, 2)
-        if not _curves(peak, runs, lambda row: row.peak_memory_bytes, 2**-20):
-            return False
-        figure.suptitle("Memory over context", fontsize=14)
-        peak.set_title("Peak of prefill and decoding, MiB", fontsize=11)
-        state.set_title("State or cache per sequence, MiB", fontsize=11)
-        if not _curves(state, runs, lambda row: row.state_bytes_per_sequence, 2**-20, batches=False):
+    def draw(canvas: Any, pen: Pen) -> None:
+        peak, state = canvas.subplots(1, 2)
+        _curves(peak, pen, runs, lambda row: row.peak_memory_bytes, 2**-20)
+        peak.set_title("peak of prefill and decoding, MiB", fontsize=10.5)
+        state.set_title("state or cache per sequence, MiB", fontsize=10.5)
+        if not _curves(state, pen, runs, lambda row: row.state_bytes_per_sequence, 2**-20, batches=False):
             state.set_axis_off()
         for axes in (peak, state):
             axes.set_xlabel("context, tokens")
-        return True
+        _legend(canvas)
 
-    return _write(draw, file, (12, 6.2))
+    return draw
 
 
-def _write(draw: Callable[[Any], bool], file: Path, size: tuple[float, float]) -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def write_plots(runs: Runs, folder: Path) -> None:
+    """Write time_per_token.png and memory.png, where there are numbers for them."""
+    for name, draw, size in (
+        ("time_per_token", time_per_token(runs), TIME_SIZE),
+        ("memory", memory(runs), MEMORY_SIZE),
+    ):
+        if draw is not None:
+            write_atomic(folder / f"{name}.png", render(draw, size))
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    if not draw(figure):
-        return False
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomic(file, picture.getvalue())
-    return True
+
+def _legend(canvas: Any) -> None:
+    handles, labels = canvas.axes[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
 
 
 def _curves(
     axes: Any,
+    pen: Pen,
     runs: Runs,
     value: Callable[[LatencyRow], float | None],
     scale: float,
@@ -78,6 +77,7 @@ def _curves(
 
     Args:
         axes: where to draw.
+        pen: colours and markers.
         runs: the rows.
         value: the number to draw.
         scale: what to multiply it by.
@@ -86,7 +86,7 @@ def _curves(
     """
     rows = [row for rows in runs.values() for row in rows if row.is_measured and value(row) is not None]
     sizes = sorted({row.batch_size for row in rows})
-    for place, (run, colour) in enumerate(zip(runs, _COLOURS * len(runs), strict=False)):
+    for place, run in enumerate(runs):
         # Whiskers of different runs stand beside each other.
         shift = 1 + 0.015 * (place - (len(runs) - 1) / 2) if upper else 1
         for method in dict.fromkeys(row.method for row in runs[run]):
@@ -100,9 +100,10 @@ def _curves(
                         [row.context * shift for row in own],
                         values,
                         yerr=([0] * len(own), [max(0.0, end - low) for low, end in zip(values, ends, strict=True)]),
-                        color=colour,
+                        color=pen.colour(place),
                         linestyle=":" if method == NO_CACHE else "-",
-                        marker=_MARKERS[sizes.index(size) % len(_MARKERS)],
+                        marker=marker(sizes.index(size)),
+                        markersize=5,
                         fillstyle="none" if method == NO_CACHE else "full",
                         capsize=3 if upper else 0,
                         elinewidth=0.8,
@@ -130,4 +131,4 @@ def _axes_of(axes: Any, contexts: Sequence[int], values: Sequence[float]) -> Non
     axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=20))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
+    axes.grid(True, linewidth=0.6)
