@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv and install the pinned requirements into it; quick when that is done already.
 #   bash scripts/setup_environment.sh [test]
-# With `test`, what the tests and linters need is installed too: for root also Debian's Slurm, without which the tests
-# that run a private one are skipped. PYTHON chooses the interpreter.
+# With `test`, what the tests and linters need is installed too: for root also Debian's Slurm and Chromium, without which
+# the tests that run a private Slurm or look at a page are skipped. PYTHON chooses the interpreter.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -35,21 +35,23 @@ PY
   fi
 }
 
-install_slurm() {
-  if { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null && [ -d /usr/share/modules ]; then
-    return
+install_programs() {
+  local packages=()
+  if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null || [ ! -d /usr/share/modules ]; then
+    packages+=(slurm-wlm munge environment-modules)
   fi
+  command -v chromium chromium-browser google-chrome >/dev/null || packages+=(chromium)
+  [ "${#packages[@]}" -gt 0 ] || return 0
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return; fi
-  printf 'installing slurm-wlm, munge and environment-modules for the tests\n'
+  printf 'installing %s for the tests\n' "${packages[*]}"
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends slurm-wlm munge environment-modules; } \
-    </dev/null >/dev/null ||
-    printf 'note: apt-get could not install slurm-wlm, munge and environment-modules; the tests that need them are skipped\n' >&2
+  { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${packages[@]}"; } </dev/null >/dev/null ||
+    printf 'note: apt-get could not install %s; the tests that need it are skipped\n' "${packages[*]}" >&2
 }
 
 # What is installed is remembered by the content of the requirement files, so that a changed pin is installed.
 kind=${1:-run}
-[ "$kind" != test ] || install_slurm
+[ "$kind" != test ] || install_programs
 wanted_run=$(sha256sum < requirements.txt)
 wanted_test=$(cat requirements.txt tests/requirements.txt | sha256sum)
 wanted=wanted_$kind

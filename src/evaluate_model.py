@@ -160,10 +160,17 @@ def _tasks(trained: "TrainedModel", config: ExperimentConfig, folder: Path, say:
     return measure_tasks(trained, config.evaluate, folder, say, config.name)
 
 
+def _latency(trained: "TrainedModel", config: ExperimentConfig, folder: Path, say: Say) -> dict[str, Any]:
+    from retlab.evaluation.latency.measure import measure_latency
+
+    return measure_latency(trained, config.evaluate.latency, folder, say, config.name)
+
+
 _WORK: dict[Measurement, Callable[["TrainedModel", ExperimentConfig, Path, Say], dict[str, Any]]] = {
     "perplexity": _perplexity,
     "samples": _samples,
     "tasks": _tasks,
+    "latency": _latency,
 }
 """What each measurement does: it fills the folder and returns its report, plain deterministic values."""
 

@@ -24,7 +24,7 @@ def memory_errors(sentence: Callable[[], tuple[str, str]]) -> Iterator[None]:
         if where is None:
             raise
         what, advice = sentence()
-        raise OutOfMemory(f"out of memory: {what} does not fit {_described(where)}; {advice}") from error
+        raise OutOfMemory(f"out of memory: {what} does not fit {described_memory(where)}; {advice}") from error
 
 
 def exhausted_memory(error: BaseException | None) -> str | None:
@@ -43,8 +43,8 @@ def exhausted_memory(error: BaseException | None) -> str | None:
     return None
 
 
-def _described(where: str) -> str:
-    """The memory, with its size."""
+def described_memory(where: str) -> str:
+    """The memory of "gpu" or "machine" in words, with its size."""
     import psutil
     import torch
 

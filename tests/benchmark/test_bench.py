@@ -8,11 +8,11 @@ from tests.benchmark.sizes import tiny_plan
 
 from retlab.benchmark.bench import Bench
 from retlab.benchmark.entries import ROWS, choose_kinds, choose_peers, make_entries
-from retlab.benchmark.measuring import Marks, state_bytes
 from retlab.benchmark.ours import RetLab
 from retlab.benchmark.plan import Shape
 from retlab.benchmark.text_rates import tokeniser_row
 from retlab.errors import UserError
+from retlab.measuring import Marks, state_bytes
 from retlab.models.engines import steps_of
 from retlab.models.static_steps import Step
 from retlab.training.hardware import choose_hardware

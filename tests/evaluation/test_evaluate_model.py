@@ -134,3 +134,25 @@ def test_folders_that_are_no_model_are_a_sentence(lab: Lab, tmp_path: Path) -> N
     (other / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="holds no weights"):
         lab.evaluate(f"evaluate.model={other}")
+
+
+def test_latency_is_a_measurement_of_the_stage(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate.measure=[latency]", "evaluate.latency.contexts=[8,100000000000]", "evaluate.latency.trials=2"]
+    with pytest.raises(UserError, match=r"evaluate.latency.contexts"):
+        lab.evaluate(*words)
+    words[1] = "evaluate.latency.contexts=[2000000000,8]"
+    lab.evaluate(*words)
+    rows = lab.results()["latency"]
+    assert [(row["model"], row["method"], row["context"]) for row in rows] == [
+        ("mine", method, context) for method in ("recurrent", "no cache") for context in (8, 2_000_000_000)
+    ]
+    assert [row["status"] == "measured" for row in rows] == [True, False] * 2
+    folder = lab.run_folder / "evaluation" / "latency"
+    found = {file.name for file in folder.iterdir()}
+    assert found == {"latency.csv", "time_per_token.png", "memory.png", "manifest.json"}
+    printed = capsys.readouterr().out
+    assert "latency of mine, float32, cpu" in printed
+    assert "does not fit" in printed
+    written = sha256_file(folder / "latency.csv")
+    lab.evaluate(*words)
+    assert sha256_file(folder / "latency.csv") == written

@@ -136,6 +136,28 @@ def test_a_streamer_gets_every_token_in_turn(model, ours):
     assert all(torch.equal(a, b) for a, b in zip(recorders[0].got, recorders[1].got, strict=True))
 
 
+def test_a_streamer_that_runs_ahead_gets_the_tokens_where_they_are(model, ours, monkeypatch):
+    class Recorder(BaseStreamer):
+        runs_ahead = True
+
+        def __init__(self):
+            self.got, self.ended = [], 0
+
+        def put(self, value):
+            self.got.append(value.clone())
+
+        def end(self):
+            self.ended += 1
+
+    # The loop that waits for every token is not taken.
+    monkeypatch.delattr(decoding._Run, "_token_by_token")
+    ids, recorder = small_ids(2, 70), Recorder()
+    written = model.generate(ids, max_new_tokens=9, do_sample=False, streamer=recorder)
+    assert len(ours) == recorder.ended == 1
+    assert torch.equal(recorder.got[0], ids)
+    assert torch.equal(torch.stack(recorder.got[1:], dim=1), written[:, 70:])
+
+
 def test_own_processors_and_criteria_are_asked_after_every_token(model, ours):
     class Never(LogitsProcessor):
         def __call__(self, ids, scores):

@@ -10,11 +10,11 @@ import torch
 
 from retlab.benchmark.contestant import Contestant
 from retlab.benchmark.entries import Case, Entry, Kind
-from retlab.benchmark.measuring import Memory, median_seconds, seconds_of, state_bytes
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, Shape
 from retlab.benchmark.row import DECODE, FIRST_DECODE, FORWARD, LOADER, PREFILL, RETLAB, TRAINING, Row
 from retlab.benchmark.text_rates import benchmark_loader
+from retlab.measuring import Memory, median_seconds, seconds_of, state_bytes
 from retlab.models.counting import flops_per_token
 from retlab.training.hardware import choose_hardware, set_threads
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 import torch
 from torch import nn
 
-from retlab.benchmark.measuring import Marks
 from retlab.benchmark.plan import Shape, Subject
+from retlab.measuring import Marks
 from retlab.models import config_from_section
 from retlab.training.hardware import Hardware
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from retlab.benchmark.contestant import Contestant, StepTimes
-from retlab.benchmark.measuring import Marks
 from retlab.benchmark.plan import Shape
 from retlab.benchmark.row import RETLAB
 from retlab.data.loader import TokenLoader
 from retlab.data.settings import DataSection
+from retlab.measuring import Marks
 from retlab.models import build_model
 from retlab.models.causal_lm import CausalLM
-from retlab.models.engines import forget, steps_of
+from retlab.models.engines import forget, settle
 from retlab.training.lightning import fit
 from retlab.training.loop import StepBatches, TrainingLoop
 from retlab.training.module import Batch, TrainingModule
@@ -40,12 +40,7 @@ class RetLab(Contestant):
         forget(model)
 
     def settle(self, model: nn.Module, generate: Callable[[], object]) -> None:
-        is_settled = False
-        while not is_settled:
-            before = {step: step.calls for step in steps_of(model)}
-            generate()
-            used = [step for step in steps_of(model) if step.calls != before.get(step)]
-            is_settled = all(step.is_settled for step in used)
+        settle(model, generate)
 
     def training_times(self, shape: Shape, steps: int) -> StepTimes:
         batches = itertools.repeat([self._random_batch(shape)], steps)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retlab.benchmark.contestant import Contestant, StepTimes
-from retlab.benchmark.measuring import Marks
 from retlab.benchmark.plan import Device, Shape
+from retlab.measuring import Marks
 
 
 class Peer(Contestant):

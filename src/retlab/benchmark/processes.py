@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from retlab.benchmark.entries import Entry
-from retlab.benchmark.measuring import copy_bandwidth, product_rate
 from retlab.benchmark.plan import Plan
 from retlab.benchmark.row import LOADER_ALONE, RETLAB, TOKENISER, Row
 from retlab.errors import UserError
+from retlab.measuring import copy_bandwidth, product_rate
 from retlab.training.hardware import Hardware
 
 PATIENCE_SECONDS = 600.0

@@ -1,26 +1,17 @@
 """The comparison's plots: learning curves, loss by position, latency and memory, in light and dark."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from retlab.comparison.measured import curve
 from retlab.comparison.runs import Run
+from retlab.drawing import Draw, Pen
+from retlab.evaluation.latency import plots
+from retlab.evaluation.latency.rows import LatencyRow
+from retlab.evaluation.position_plot import PICTURE_SIZE, drawing_of
 
-Theme = Literal["light", "dark"]
-
-# Paul Tol's bright scheme, told apart by people with any colour vision; the dark page has lighter ones.
-_COLOURS: dict[Theme, tuple[str, ...]] = {
-    "light": ("#4477aa", "#ee6677", "#228833", "#b8a020", "#3aa0c8", "#aa3377", "#777777"),
-    "dark": ("#77aadd", "#ee8866", "#66cc88", "#eedd88", "#99ddff", "#ffaabb", "#bbbbbb"),
-}
-_INK: dict[Theme, tuple[str, str, str]] = {
-    "light": ("#1f2328", "#d0d7de", "#ffffff"),
-    "dark": ("#e6edf3", "#3d444d", "#0f141a"),
-}
-_MARKERS = "o^DsvPX"
 _MOST_POINTS = 400
 _CURVE_AXES = (
     ("step", "steps", 1.0),
@@ -39,45 +30,12 @@ class Figure:
     title: str
     caption: str
     size: tuple[float, float]
-    draw: Callable[[Any, "Pen"], None]
-
-    def render(self, theme: Theme, form: Literal["png", "svg"]) -> bytes:
-        """The picture's file."""
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Canvas
-
-        ink, grid, paper = _INK[theme]
-        style: dict[Any, Any] = {
-            "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": grid,
-            "grid.color": grid, "figure.facecolor": paper, "axes.facecolor": paper, "legend.facecolor": paper,
-            "legend.edgecolor": grid, "svg.hashsalt": "retlab", "axes.spines.top": False, "axes.spines.right": False,
-            "font.size": 10.5,
-        }  # fmt: skip
-        with matplotlib.rc_context(style):
-            canvas = Canvas(figsize=self.size, dpi=130, layout="constrained")
-            FigureCanvasAgg(canvas)
-            self.draw(canvas, Pen(theme))
-            picture = io.BytesIO()
-            canvas.savefig(picture, format=form, metadata={"Date": None} if form == "svg" else None)
-        return picture.getvalue()
-
-
-@dataclass(frozen=True)
-class Pen:
-    """Colours and markers of one theme."""
-
-    theme: Theme
-
-    def style(self, place: int) -> dict[str, Any]:
-        """Colour and marker of a run."""
-        colours = _COLOURS[self.theme]
-        return {"color": colours[place % len(colours)], "marker": _MARKERS[place % len(_MARKERS)], "markersize": 4.5}
+    draw: Draw
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """The plots that there are numbers for."""
-    found = [learning_curves(runs), loss_by_position(runs), time_per_token(runs), memory(runs)]
+    found = [learning_curves(runs), loss_by_position(runs), *latency(runs)]
     return [figure for figure in found if figure is not None]
 
 
@@ -86,11 +44,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure | None:
     curves = {run.name: curve(run) for run in runs}
     if not any(curves.values()):
         return None
-    axes_of = [
-        ("step", "steps", 1.0),
-        ("tokens", "tokens, millions", 1e-6),
-        ("seconds", "training time, minutes", 1 / 60),
-    ]
+    axes_of = list(_CURVE_AXES)
     if any("energy_kwh" in line for lines in curves.values() for line in lines):
         axes_of.append(("energy_kwh", "energy of the training, Wh", 1e3))
 
@@ -147,88 +101,18 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
         return None
     windows = sorted({run.settings["sequence_length"] for run in runs if "sequence_length" in run.settings})
 
-    def draw(canvas: Any, pen: Pen) -> None:
-        panel: Any = canvas.add_subplot()
-        for place, (name, found) in enumerate(rows.items()):
-            style = pen.style(place)
-            places = [math.sqrt(row["first_position"] * row["last_position"]) for row in found]
-            losses, errors = [row["loss"] for row in found], [2 * (row["standard_error"] or 0.0) for row in found]
-            panel.plot(places, losses, label=name, linewidth=1.6, **style)
-            bounds = [[loss + sign * error for loss, error in zip(losses, errors, strict=True)] for sign in (-1, 1)]
-            panel.fill_between(places, *bounds, color=style["color"], alpha=0.18, linewidth=0)
-        for window in windows:
-            panel.axvline(window, color=_INK[pen.theme][0], linestyle="--", linewidth=0.8, alpha=0.6)
-        panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        panel.set_xlabel("position in the document, tokens")
-        panel.set_ylabel("loss, nats per token")
-        panel.grid(True, linewidth=0.6)
-        panel.legend(frameon=False)
-
     named = " and ".join(f"{window:,}" for window in windows)
     caption = f"Bands: twice the standard error. Dashed: windows of {named} tokens."
-    return Figure("loss_by_position", "Loss by position", caption, (9, 4.6), draw)
+    return Figure("loss_by_position", "Loss by position", caption, PICTURE_SIZE, drawing_of(rows, windows))
 
 
-def time_per_token(runs: Sequence[Run]) -> Figure | None:
-    """Median time of a decoding step over context, up to the 95th percentile."""
-    caption = (
-        "Medians with bars up to the 95th percentile; dotted: a full forward for each token, without state or cache."
-    )
-    draw = _over_context(runs, [("decode_median_s", 1e3, "-", "decode_p95_s")], "time per token, ms")
-    return draw and Figure("time_per_token", "Time per token", caption, (9, 4.8), draw)
-
-
-def memory(runs: Sequence[Run]) -> Figure | None:
-    """Peak memory and the state of a sequence over context."""
-    lines = [("peak_memory_bytes", 2**-20, "-", None), ("state_bytes_per_sequence", 2**-20, "--", None)]
-    caption = "Solid: peak memory. Dashed: state or cache of one sequence."
-    draw = _over_context(runs, lines, "memory, MiB")
-    return draw and Figure("memory", "Memory", caption, (9, 4.8), draw)
-
-
-_Line = tuple[str, float, str, str | None]
-
-
-def _over_context(runs: Sequence[Run], lines: Sequence[_Line], label: str) -> Callable[[Any, Pen], None] | None:
-    """Draws columns of the latency tables over context, a line for each run, method and batch."""
-    rows = [(place, run, row) for place, run in enumerate(runs) for row in run.results.get("latency", [])]
-    if not any(row.get(key) is not None for _, _, row in rows for key, *_ in lines):
-        return None
-    batches = sorted({row["batch_size"] for _, _, row in rows})
-
-    def draw(canvas: Any, pen: Pen) -> None:
-        panels: Any = canvas.subplots(1, len(batches), sharey=True, squeeze=False)[0]
-        for panel, batch in zip(panels, batches, strict=True):
-            groups = {(place, run.name, row["method"]) for place, run, row in rows if row["batch_size"] == batch}
-            for place, name, method in sorted(groups):
-                own = [row for one, _, row in rows if (one, row["method"], row["batch_size"]) == (place, method, batch)]
-                for key, scale, dashes, upper in lines:
-                    _line(panel, own, (key, scale, ":" if method == "no cache" else dashes, upper), pen.style(place),
-                          f"{name}, {method}" if key == lines[0][0] else None)  # fmt: skip
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            for axis in (panel.xaxis, panel.yaxis):
-                axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-            panel.set_xlabel("context, tokens")
-            panel.set_title(f"{batch} sequence{'' if batch == 1 else 's'} at once", fontsize=10.5)
-            panel.grid(True, linewidth=0.6)
-        panels[0].set_ylabel(label)
-        handles, labels = panels[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 2), frameon=False)
-
-    return draw
-
-
-def _line(panel: Any, rows: list[dict[str, Any]], line: _Line, style: dict[str, Any], name: str | None) -> None:
-    key, scale, dashes, upper = line
-    found = sorted((row["context"], row[key] * scale, (row.get(upper) or row[key]) * scale if upper else 0.0)
-                   for row in rows if row.get(key))  # fmt: skip
-    if not found:
-        return
-    contexts, values, tops = zip(*found, strict=True)
-    if upper:
-        spans = [[0.0] * len(values), [max(0.0, top - value) for top, value in zip(tops, values, strict=True)]]
-        panel.errorbar(contexts, values, yerr=spans, linestyle=dashes, label=name, linewidth=1.6, capsize=2, **style)
-    else:
-        panel.plot(contexts, values, linestyle=dashes, label=name, linewidth=1.6, **style)
+def latency(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Median time of a decoding step, and memory, over context."""
+    rows = {run.name: [LatencyRow(**row) for row in run.results.get("latency", [])] for run in runs}
+    time, memory = plots.time_per_token(rows), plots.memory(rows)
+    if time:
+        caption = "Medians, with whiskers to the 95th percentile. Dotted: everything is read anew for each token."
+        yield Figure("time_per_token", "Time per token", caption, plots.TIME_SIZE, time)
+    if memory:
+        caption = "Dotted: everything is read anew for each token."
+        yield Figure("memory", "Memory", caption, plots.MEMORY_SIZE, memory)

@@ -12,6 +12,7 @@ from retlab.artifacts import sync_folder, write_atomic
 from retlab.comparison.figures import Figure
 from retlab.comparison.report import Comparison
 from retlab.comparison.writing import plain, to_csv, to_markdown
+from retlab.drawing import THEMES, render
 from retlab.errors import UserError
 from retlab.section import shown_path
 
@@ -33,8 +34,8 @@ def write_page(comparison: Comparison, folder: Path) -> list[Path]:
     contents: dict[str, bytes] = {}
     pictures: dict[str, dict[str, str]] = {}
     for figure in (figure for section in comparison.sections for figure in section.figures):
-        contents[f"{figure.name}.png"] = figure.render("light", "png")
-        pictures[figure.name] = {theme: _embedded(figure.render(theme, "svg")) for theme in ("light", "dark")}
+        contents[f"{figure.name}.png"] = render(figure.draw, figure.size)
+        pictures[figure.name] = {theme: _embedded(render(figure.draw, figure.size, theme, "svg")) for theme in THEMES}
     contents[TABLE] = to_csv(comparison.tables()).encode()
     contents[MARKDOWN] = markdown(comparison).encode()
     # The page comes last: where it is, the rest is.

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,6 @@ from typing import Any
 import torch
 
 from retlab.artifacts import write_atomic
-
-# Paul Tol's bright scheme, told apart by people with any colour vision.
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 COLUMNS = ("first_position", "last_position", "tokens", "loss", "standard_error")
 
@@ -64,42 +60,3 @@ def write_positions(file: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(file, table.getvalue())
-
-
-def draw_positions(runs: dict[str, list[dict[str, Any]]], window: int, file: Path) -> None:
-    """Loss over position of one or several runs, with twice the standard error, and where the window ends.
-
-    Args:
-        runs: the rows of each, by name.
-        window: tokens of a training window.
-        file: the PNG.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot()
-    for (name, rows), colour in zip(runs.items(), itertools.cycle(_COLOURS)):
-        places = [math.sqrt(row["first_position"] * row["last_position"]) for row in rows]
-        losses = [row["loss"] for row in rows]
-        errors = [2 * (row["standard_error"] or 0.0) for row in rows]
-        axes.plot(places, losses, "o-", markersize=4, color=colour, label=name)
-        low, high = ([loss + sign * error for loss, error in zip(losses, errors, strict=True)] for sign in (-1, 1))
-        axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.axvline(window, color="#888888", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"window of {window:,} tokens", (window, 0), (-4, 6), xycoords=("data", "axes fraction"),
-        textcoords="offset points", rotation=90, ha="right", va="bottom", fontsize=9, color="#666666",
-    )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda place, _: f"{place:,.0f}")
-    axes.set_xlabel("position in the document, tokens")
-    axes.set_ylabel("loss, nats per token")
-    axes.set_title("Loss by position, with twice the standard error", fontsize=12)
-    axes.grid(True, alpha=0.3)
-    if len(runs) > 1:
-        axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomic(file, picture.getvalue())

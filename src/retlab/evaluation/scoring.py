@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retlab.artifacts import read_manifest, sha256_file, write_json
+from retlab.artifacts import read_manifest, sha256_file, write_atomic, write_json
 from retlab.data.settings import DataSection
 from retlab.data.shards import check_shards
 from retlab.data.tokens import tokenise
+from retlab.drawing import render
 from retlab.errors import UserError
 from retlab.evaluation.perplexity import (
     DocumentLosses,
@@ -18,7 +19,8 @@ from retlab.evaluation.perplexity import (
     windows_for,
     write_document_losses,
 )
-from retlab.evaluation.positions import draw_positions, write_positions
+from retlab.evaluation.position_plot import PICTURE_SIZE, drawing_of
+from retlab.evaluation.positions import write_positions
 from retlab.evaluation.reference_points import TestText, count_models, read_text, uniform_nats
 from retlab.evaluation.settings import EvaluateSection
 from retlab.evaluation.trained_model import TrainedModel
@@ -64,7 +66,8 @@ def measure_perplexity(
     write_document_losses(folder / "document_losses.parquet", losses, text.sha256)
     rows = losses.positions.rows()
     write_positions(folder / "loss_by_position.csv", rows)
-    draw_positions({trained.architecture: rows}, windows.sequence_length, folder / "loss_by_position.png")
+    draw = drawing_of({trained.architecture: rows}, [windows.sequence_length])
+    write_atomic(folder / "loss_by_position.png", render(draw, PICTURE_SIZE))
     return results["test"]
 
 

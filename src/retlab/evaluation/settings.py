@@ -47,21 +47,27 @@ class TasksSection(Section):
     "Keep every request with its answer, <task>.samples.jsonl."
 
 
+_Context = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+
+
 class LatencySection(Section):
     """Time to the first token, time per token, and memory."""
 
-    contexts: Annotated[list[Annotated[int, Field(ge=1)]], EachOnce] = Field(default=[256, 1024, 4096], min_length=1)
+    contexts: Annotated[list[_Context], EachOnce] = Field(default=[256, 1024, 4096], min_length=1)
     "Tokens that have been read before the first one is written; each length is measured."
-    batch_sizes: Annotated[list[Annotated[int, Field(ge=1)]], EachOnce] = Field(default=[1], min_length=1)
+    batch_sizes: Annotated[list[_BatchSize], EachOnce] = Field(default=[1], min_length=1)
     "Sequences at once; each number is measured."
-    new_tokens: int = Field(default=32, ge=1)
-    "Tokens to write after each context."
-    trials: int = Field(default=5, ge=1)
+    new_tokens: int = Field(default=32, ge=1, le=2**20)
+    "Tokens to write after the first one, over which the time per token is taken."
+    trials: int = Field(default=10, ge=1, le=10_000)
     "Repetitions, of which median and 95th percentile are told."
-    warmup: int = Field(default=1, ge=0)
+    warmup: int = Field(default=1, ge=0, le=10_000)
     "Repetitions before those that count."
     naive: bool = True
     "Also measure a full forward for every token, without state or cache."
+    longest_trial_seconds: float = Field(default=120, gt=0)
+    "A context whose trials would take longer, judged from the shorter ones, is left out, and said to be."
 
 
 class EvaluateSection(Section):

@@ -1,7 +1,9 @@
 """The loop behind `generate()` for greedy decoding and sampling: transformers' own, over `static_steps`.
 
 It writes what transformers' loop writes, token for token. Where all that decides is the largest logit and the host is
-not asked after each token, it runs ahead of the GPU, and cuts off what was written too much.
+not asked after each token, it runs ahead of the GPU, and cuts off what was written too much. A streamer with the
+attribute `runs_ahead` is no such question: it gets tokens that the GPU may still have to compute, in memory that the
+next ones take, and what is cut off too.
 """
 
 import contextlib
@@ -171,7 +173,8 @@ class _Run:
         request = self.request
         known = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in request.stopping_criteria)
         is_greedy = not request.generation_config.do_sample and not len(request.logits_processor)
-        written = self._greedy() if known and is_greedy and request.streamer is None else self._token_by_token()
+        waits = request.streamer is not None and not getattr(request.streamer, "runs_ahead", False)
+        written = self._greedy() if known and is_greedy and not waits else self._token_by_token()
         for criterion in request.stopping_criteria:
             if type(criterion) is MaxLengthCriteria:
                 # It reminds of the window where the text has grown beyond.
@@ -190,6 +193,8 @@ class _Run:
         lane.choose(lane.logits)
         for count in range(1, self.new_tokens + 1):
             written.add(self.slot)
+            if self.request.streamer is not None:
+                self.request.streamer.put(lane.step(1).ids[:, 0])
             if count == self.new_tokens or (self.ends is not None and look.sees_the_end(count)):
                 break
             self._advance()

@@ -4,7 +4,7 @@ import contextlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -96,6 +96,16 @@ def steps_of(model: nn.Module) -> list[Step]:
     """The steps that a model's generations have left."""
     engine = _engines.get(model)
     return [] if engine is None else [step for lane in engine.lanes.values() for step in lane.steps]
+
+
+def settle(model: nn.Module, generate: Callable[[], object]) -> None:
+    """Call `generate` until no step that it uses will become faster any more."""
+    is_settled = False
+    while not is_settled:
+        before = {step: step.calls for step in steps_of(model)}
+        generate()
+        used = [step for step in steps_of(model) if step.calls != before.get(step)]
+        is_settled = all(step.is_settled for step in used)
 
 
 def forget(model: nn.Module) -> None:

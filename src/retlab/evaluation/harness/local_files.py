@@ -44,7 +44,11 @@ def task_sources(section: TasksSection) -> dict[str, Any]:
     files = {file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
     for file in sorted(folder.rglob("*.yaml")):
         files |= {data.absolute() for data in data_files(_read(file))}
-    return found | {"task_files": {portable(file): _state(file) for file in sorted(files)}}
+    return found | {"task_files": {_name(file, folder): _state(file) for file in sorted(files)}}
+
+
+def _name(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder)) if file.is_relative_to(folder) else portable(file)
 
 
 def _state(file: Path) -> str:

@@ -147,6 +147,8 @@ def _run_the_rest(work: _Work, keys: dict[str, str]) -> None:
     work.offline = remote and not hub_is_reachable()
     if work.offline:
         work.say("note: the Hugging Face Hub cannot be reached from here: only data on this machine are used")
+    if work.section.tasks.batch_size == "auto":
+        work.say("note: to look for the largest batch that fits takes a while for every task (batch_size: auto)")
     with work.quiet.silence():
         model = HarnessModel(work.trained, work.section, work.quiet)
     said = time.monotonic()

@@ -69,7 +69,12 @@ def median_seconds(work: Callable[[], object], device: torch.device, budget: flo
 class Peak:
     """Highest memory inside a block, known after it."""
 
-    gib: float = 0.0
+    bytes: int = 0
+
+    @property
+    def gib(self) -> float:
+        """The same in GiB."""
+        return self.bytes / 2**30
 
 
 class Memory:
@@ -89,7 +94,7 @@ class Memory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             yield peak
-            peak.gib = torch.cuda.max_memory_allocated(self._device) / 2**30
+            peak.bytes = torch.cuda.max_memory_allocated(self._device)
             return
         done, highest = threading.Event(), [self._process.memory_info().rss]
 
@@ -104,7 +109,7 @@ class Memory:
         finally:
             done.set()
             watcher.join()
-        peak.gib = max(0, highest[0] - self._baseline) / 2**30
+        peak.bytes = max(0, highest[0] - self._baseline)
 
     def release(self) -> None:
         """Give back what earlier work left behind, so that it does not count for the next."""

@@ -1,0 +1,43 @@
+"""The plot of loss by position; without torch, for the comparison too."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retlab.drawing import Draw, Pen
+
+PICTURE_SIZE = (9.0, 4.6)
+"""Inches."""
+
+
+def drawing_of(runs: Mapping[str, list[dict[str, Any]]], windows: Sequence[int]) -> Draw:
+    """Loss over position of one or several runs, with twice the standard error, and where their windows end.
+
+    Args:
+        runs: the rows of each, by name.
+        windows: tokens of the windows that they were scored in.
+    """
+
+    def draw(canvas: Any, pen: Pen) -> None:
+        axes: Any = canvas.add_subplot()
+        for place, (name, rows) in enumerate(runs.items()):
+            places = [math.sqrt(row["first_position"] * row["last_position"]) for row in rows]
+            losses, errors = [row["loss"] for row in rows], [2 * (row["standard_error"] or 0.0) for row in rows]
+            axes.plot(places, losses, label=name, linewidth=1.6, **pen.style(place))
+            low, high = ([loss + sign * error for loss, error in zip(losses, errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(places, low, high, color=pen.colour(place), alpha=0.18, linewidth=0)
+        for window in windows:
+            axes.axvline(window, color=pen.ink, linestyle="--", linewidth=0.8, alpha=0.6)
+            axes.annotate(
+                f"window of {window:,} tokens", (window, 0), (-4, 6), xycoords=("data", "axes fraction"),
+                textcoords="offset points", rotation=90, ha="right", va="bottom", fontsize=9, alpha=0.7,
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda place, _: f"{place:,.0f}")
+        axes.set_xlabel("position in the document, tokens")
+        axes.set_ylabel("loss, nats per token")
+        axes.grid(True, linewidth=0.6)
+        if len(runs) > 1:
+            axes.legend(frameon=False)
+
+    return draw
