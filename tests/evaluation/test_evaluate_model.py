@@ -8,6 +8,7 @@ import pytest
 from tests.evaluation.lab import Lab
 from tests.evaluation.trained import write_other_model
 
+from retlab.artifacts import sha256_file
 from retlab.config import load_config
 from retlab.errors import UserError
 from retlab.evaluation import samples, scoring
