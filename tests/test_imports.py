@@ -17,6 +17,7 @@ LAYERS = [
         "errors",
         "section",
         "artifacts",
+        "measuring",
         "memory",
         "nodes",
         "progress",
