@@ -121,7 +121,8 @@ def sizes(runs: Sequence[Run]) -> Table:
     columns = [
         Column("architecture", is_text=True), Column("parameters"), Column("per trained token", "MFLOP"),
         Column("training", "PFLOP"), Column("steps"), Column("tokens seen"), Column("epochs"),
-        Column("training", "tokens/s"), Column("training", "min"), Column("peak memory", "GiB"), Column("data", is_text=True),
+        Column("training", "tokens/s"), Column("training", "min"), Column("peak memory", "GiB"),
+        Column("data", is_text=True),
     ]  # fmt: skip
     return without_empty(Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs]))
 
