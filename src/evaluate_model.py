@@ -15,9 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retlab.artifacts import read_manifest
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS
+from retlab.errors import UserError
+from retlab.evaluation.harness.local_files import task_sources
+from retlab.evaluation.harness.outcome import by_reason, remaining
 from retlab.evaluation.results import measurement_folder, write_results
 from retlab.evaluation.settings import Measurement
 from retlab.stage import Stage
@@ -37,31 +41,62 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     as_json = getattr(command.options, "json", False)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         subject = find_subject(config)
-        for measurement in config.evaluate.measure:
-            _measure(subject, measurement, command)
+        stages = {measurement: _stage(subject, measurement, command) for measurement in config.evaluate.measure}
+        if "tasks" in stages:
+            _check_tasks(stages["tasks"])
+        for measurement, stage in stages.items():
+            _measure(subject, measurement, stage)
         results = write_results(subject.config.run_folder, subject.identity())
     if as_json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
+    if "tasks" in stages:
+        _refuse_missing_tasks(stages["tasks"])
 
 
-def _measure(subject: Subject, measurement: Measurement, command: StageCommand) -> None:
+def _stage(subject: Subject, measurement: Measurement, command: StageCommand) -> Stage:
     config = subject.config
-    stage = Stage(
+    return Stage(
         "evaluate_model",
         config,
         command,
         part=measurement,
         settings=_SETTINGS[measurement](config),
         inputs=[*subject.inputs, *_data_of(config, measurement)],
-        sources=subject.sources,
+        sources=subject.sources | (task_sources(config.evaluate.tasks) if measurement == "tasks" else {}),
         output=measurement_folder(config.run_folder, measurement),
+        **_WAYS.get(measurement, {}),
     )
 
+
+def _measure(subject: Subject, measurement: Measurement, stage: Stage) -> None:
     def build(folder: Path) -> dict[str, Any]:
         trained = subject.load()
-        return {"model": trained.describe(), **_WORK[measurement](trained, config, folder, stage.say)}
+        return {"model": trained.describe(), **_WORK[measurement](trained, subject.config, folder, stage.say)}
 
     stage.run(build)
+
+
+def _check_tasks(stage: Stage) -> None:
+    """Refuse names of tasks that there are not before anything is measured."""
+    if all(read_manifest(folder) for folder in stage.inputs) and stage.has_work():
+        from retlab.evaluation.harness.task_names import plan_tasks
+
+        plan_tasks(stage.config.evaluate.tasks, stage.say)
+
+
+def _refuse_missing_tasks(stage: Stage) -> None:
+    """Tasks that were asked for by name and could not be measured are an error, once the others' results are there."""
+    manifest = read_manifest(stage.output)
+    failed = manifest["report"]["failed"] if manifest else {}
+    if failed:
+        raise UserError(f"evaluate.tasks.names: not measured, all others are: {'; '.join(by_reason(failed))}")
+
+
+# Every task is kept as soon as it is measured, whatever else is asked for the next time.
+_WAYS: dict[Measurement, dict[str, Any]] = {
+    "tasks": {"continues": True, "remaining": remaining, "volatile_files": ["tasks.csv", "*.json"]},
+}
+"""How a measurement's stage differs from that of the others."""
 
 
 def _evaluate_settings(config: ExperimentConfig, *names: str) -> dict[str, Any]:
@@ -119,6 +154,12 @@ def _samples(trained: "TrainedModel", config: ExperimentConfig, folder: Path, sa
     return measure_samples(trained, config.generate, folder, say)
 
 
+def _tasks(trained: "TrainedModel", config: ExperimentConfig, folder: Path, say: Say) -> dict[str, Any]:
+    from retlab.evaluation.harness.run import measure_tasks
+
+    return measure_tasks(trained, config.evaluate, folder, say, config.name)
+
+
 def _latency(trained: "TrainedModel", config: ExperimentConfig, folder: Path, say: Say) -> dict[str, Any]:
     from retlab.evaluation.latency.measure import measure_latency
 
@@ -128,6 +169,7 @@ def _latency(trained: "TrainedModel", config: ExperimentConfig, folder: Path, sa
 _WORK: dict[Measurement, Callable[["TrainedModel", ExperimentConfig, Path, Say], dict[str, Any]]] = {
     "perplexity": _perplexity,
     "samples": _samples,
+    "tasks": _tasks,
     "latency": _latency,
 }
 """What each measurement does: it fills the folder and returns its report, plain deterministic values."""

@@ -183,6 +183,20 @@ def damage(folder: Path, manifest: dict[str, Any], verify: bool) -> str | None:
     return None
 
 
+def link_files(source: Path, target: Path) -> None:
+    """Have a folder hold the files of a published one beside its own, by hard links where the file system has them.
+
+    Who changes such a file must replace it, as `write_atomic` does.
+    """
+    for file in source.iterdir():
+        there = target / file.name
+        if file.is_file() and file.name != MANIFEST and not file.name.startswith(".") and not there.exists():
+            try:
+                os.link(file, there)
+            except OSError:
+                shutil.copy2(file, there)
+
+
 def publish_folder(partial: Path, target: Path) -> None:
     """Put a finished folder in its place. A kill in between is mended by `recover_folder`."""
     for file in partial.rglob("*"):

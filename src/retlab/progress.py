@@ -46,6 +46,8 @@ class _Lines:
         self._description, self._total, self._unit = description, total, unit
         self._done = self._first = done
         self._note = ""
+        # Where the output goes now: what this is the progress of may be made to print elsewhere.
+        self._stream = sys.stdout
         self._started = self._printed = time.monotonic()
 
     def advance(self, amount: float = 1) -> None:
@@ -74,7 +76,7 @@ class _Lines:
             text += f", {duration((self._total - self._done) / rate)} left"
         else:
             text += f", {duration(seconds)}"
-        print(text + (f", {self._note}" if self._note else ""), flush=True)
+        print(text + (f", {self._note}" if self._note else ""), file=self._stream, flush=True)
 
 
 def _count(value: float) -> str:

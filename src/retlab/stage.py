@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ class Stage:
         output: the folder to publish, or the folder to publish files into.
         part: which of several outputs of the stage this is, such as the split.
         sources: what is known of inputs outside the pipeline, such as sizes and times of files.
-        volatile_files: files of the output that tell of time or energy, so that they are no part of its identity.
+        volatile_files: files of the output that tell of time or energy, so that they are no part of its identity;
+            patterns such as *.json.
         resumable: an interrupted attempt with the same settings and inputs is continued.
+        continues: the work begins with all that earlier attempts left, finished or not, whatever has changed since, and
+            itself keeps what still counts; only --force empties the folder.
+        remaining: says from the report of the finished output what it still lacks; the work is then taken up again.
         handles_signals: the work watches `stop_requested` itself and leaves by raising Interrupted.
     """
 
@@ -56,12 +61,15 @@ class Stage:
         sources: dict[str, Any] | None = None,
         volatile_files: Sequence[str] = (),
         resumable: bool = False,
+        continues: bool = False,
+        remaining: Callable[[dict[str, Any]], str | None] = lambda _report: None,
         handles_signals: bool = False,
     ) -> None:
         self.name, self.config, self.command = name, config, command
         self.label = f"{name} {part}" if part else name
         self.inputs, self.output = list(inputs), output
-        self.resumable, self.handles_signals = resumable, handles_signals
+        self.resumable, self.continues, self.handles_signals = resumable, continues, handles_signals
+        self.remaining = remaining
         self.volatile_files = volatile_files
         self.volatile: dict[str, Any] = {}
         """Facts of this attempt for the manifest's volatile part, such as speeds."""
@@ -120,7 +128,7 @@ class Stage:
             stack.enter_context(artifacts.lock(self.output, True, lambda: self._waiting(self.output)))
             artifacts.recover_folder(self.output)
             changes = self.changes()
-            if changes == [] and not self.command.force:
+            if self._nothing_to_do(changes):
                 self.say("up to date")
                 return False
             self._announce(changes)
@@ -156,7 +164,7 @@ class Stage:
         if self.command.force or not self.output.exists():
             return False
         with artifacts.lock(self.output, False, lambda: self._waiting(self.output)):
-            if self.changes() != []:
+            if not self._nothing_to_do(self.changes()):
                 return False
             # What a killed attempt at other settings or with --force left; nobody works on it while the lock is held.
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -164,13 +172,25 @@ class Stage:
         self.say(f"up to date: {shown_path(self.output)}")
         return True
 
+    def has_work(self) -> bool:
+        """Whether `run` would do anything, for those who check first what it needs; its inputs must be finished."""
+        return not self._nothing_to_do(self.changes())
+
+    def _nothing_to_do(self, changes: list[str] | None) -> bool:
+        return changes == [] and not self.command.force and self._lacks() is None
+
+    def _lacks(self) -> str | None:
+        """What the finished output still lacks."""
+        manifest = artifacts.read_manifest(self.output)
+        return None if manifest is None else self.remaining(manifest["report"])
+
     def _announce(self, changes: list[str] | None) -> None:
         if changes:
             self.say("changed since the last run:")
             for change in changes:
                 self.say(f"  {change}")
         elif changes == []:
-            self.say("up to date, but done anew because of --force")
+            self.say("up to date, but done anew because of --force" if self.command.force else str(self._lacks()))
 
     def _describe(self) -> dict[str, Any]:
         inputs = {portable(folder): artifacts.fingerprint(folder) for folder in self.inputs}
@@ -193,15 +213,18 @@ class Stage:
         return self.output.with_name(f".{self.output.name}.partial")
 
     def _prepare(self) -> None:
-        """Make the partial folder; an earlier one stays only if it belongs to the same work."""
+        """Make the partial folder; an earlier one stays only if it belongs to the same work, or the work sorts it."""
         unfinished, claim = self._partial, self._partial / ".claim.json"
         described = {**self._describe(), "force": self.command.force}
-        if unfinished.exists() and not (self.resumable and artifacts.read_json(claim) == described):
+        begun = self.resumable and artifacts.read_json(claim) == described
+        if unfinished.exists() and not (begun or (self.continues and not self.command.force)):
             shutil.rmtree(unfinished)
         if not unfinished.exists():
             unfinished.mkdir()
             if self.resumable:
                 artifacts.write_json(claim, described)
+        if self.continues and not self.command.force and self.output.exists():
+            artifacts.link_files(self.output, unfinished)
 
     def _work(self, build: Callable[[Path], dict[str, Any]]) -> None:
         self._install_signals()
@@ -211,12 +234,13 @@ class Stage:
                 report = build(self._partial)
             self._keep_config()
         except BaseException:
-            begun = self.resumable and any(not file.name.startswith(".") for file in self._partial.iterdir())
-            if not begun:
+            keeps = self.resumable or self.continues
+            if not (keeps and any(not file.name.startswith(".") for file in self._partial.iterdir())):
                 shutil.rmtree(self._partial, ignore_errors=True)
             raise
         outputs, times = artifacts.describe_outputs(self._partial)
-        volatile_outputs = {name: outputs.pop(name) for name in self.volatile_files if name in outputs}
+        volatile = [name for name in outputs if any(fnmatch(name, pattern) for pattern in self.volatile_files)]
+        volatile_outputs = {name: outputs.pop(name) for name in volatile}
         manifest = {
             **self._describe(),
             "report": report,

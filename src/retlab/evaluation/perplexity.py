@@ -50,7 +50,7 @@ class DocumentLosses:
     "The same losses by the place of the target in its document."
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
     """Targets that were scored together, one entry each, on the CPU."""
 
     losses: torch.Tensor
@@ -107,7 +107,7 @@ def windows_for(trained: TrainedModel, data: DataSection) -> DataSection:
     return data.model_copy(update={"sequence_length": length, "packing": packing})
 
 
-def _in_windows(trained: TrainedModel, loader: SequentialLoader) -> Iterator[_Scored]:
+def _in_windows(trained: TrainedModel, loader: SequentialLoader) -> Iterator[Scored]:
     scored = torch.zeros(loader.documents, dtype=torch.int64)
     for batch in loader:
         mask = batch["loss_mask"]
@@ -122,17 +122,12 @@ def _in_windows(trained: TrainedModel, loader: SequentialLoader) -> Iterator[_Sc
         # Another model's documents begin with a token of their own.
         input_ids = batch["input_ids"].masked_fill(opens, trained.opening_id)
         losses = _token_losses(trained, input_ids, batch["segment_ids"], batch["targets"], mask)
-        yield _Scored(losses, documents, positions)
+        yield Scored(losses, documents, positions)
 
 
-def _carried(trained: TrainedModel, data: DataSection, folder: Path, batch_size: int) -> Iterator[_Scored]:
+def _carried(trained: TrainedModel, data: DataSection, folder: Path, batch_size: int) -> Iterator[Scored]:
     """All documents, some of like length at a time, window after window with the state carried on."""
-    model = trained.ours
-    if model is None or not trained.carries_state:
-        raise UserError(
-            f"evaluate.carry_state is true, but a {trained.architecture} model keeps no state of fixed size; set it to"
-            " false"
-        )
+    model = trained.with_state()
     shards, before = open_shards(folder, data.sequence_length), 0
     for group in range(len(shards.documents)):
         tokens = shards.read(group, trained.eos_id)
@@ -141,30 +136,42 @@ def _carried(trained: TrainedModel, data: DataSection, folder: Path, batch_size:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             numbers = torch.tensor(chosen) + before
-            for scored in _document_batch(trained, model, [texts[one] for one in chosen], data.sequence_length):
+            inputs = [texts[one] for one in chosen]
+            targets = [torch.cat([text[1:], torch.tensor([trained.eos_id])]) for text in inputs]
+            for scored in carried_losses(trained, model, inputs, targets, data.sequence_length):
                 yield scored._replace(documents=numbers[scored.documents])
         before += len(texts)
 
 
-def _document_batch(
-    trained: TrainedModel, model: CausalLM, texts: list[torch.Tensor], window: int
-) -> Iterator[_Scored]:
-    """Documents side by side, window after window; `documents` are their places in the list."""
-    lengths = torch.tensor([len(text) for text in texts])
-    inputs = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=trained.pad_id)
-    closed = [torch.cat([text[1:], torch.tensor([trained.eos_id])]) for text in texts]
-    targets = torch.nn.utils.rnn.pad_sequence(closed, batch_first=True, padding_value=trained.pad_id)
-    places = torch.arange(inputs.shape[1]).expand_as(inputs)
+def carried_losses(
+    trained: TrainedModel, model: CausalLM, inputs: list[torch.Tensor], targets: list[torch.Tensor], window: int
+) -> Iterator[Scored]:
+    """Losses of texts side by side, window after window with the state carried on.
+
+    Args:
+        trained: the model, which carries a state.
+        model: the same, as RetLab's own.
+        inputs: int64 [tokens] of each text.
+        targets: the token to predict at each of these places.
+        window: tokens at a time.
+
+    Yields:
+        The targets of a window; `documents` are their texts' places in the list.
+    """
+    lengths = torch.tensor([len(text) for text in inputs])
+    inputs_of = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=trained.pad_id)
+    targets_of = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=trained.pad_id)
+    places = torch.arange(inputs_of.shape[1]).expand_as(inputs_of)
     cache = model.new_cache()
-    for start in range(0, inputs.shape[1], window):
+    for start in range(0, inputs_of.shape[1], window):
         part = slice(start, start + window)
         mask = places[:, part] < lengths[:, None]
         # Behind a document's end stands padding, whose state nobody reads.
         with trained.autocast():
-            hidden = _checked(model, inputs[:, part], past_key_values=cache, device=trained.device)
-            losses = _head_losses(model, hidden[mask.to(trained.device)], targets[:, part][mask])
-        rows = torch.arange(len(texts))[:, None].expand_as(mask)
-        yield _Scored(losses, rows[mask], places[:, part][mask] + 1)
+            hidden = _checked(model, inputs_of[:, part], past_key_values=cache, device=trained.device)
+            losses = _head_losses(model, hidden[mask.to(trained.device)], targets_of[:, part][mask])
+        rows = torch.arange(len(inputs))[:, None].expand_as(mask)
+        yield Scored(losses, rows[mask], places[:, part][mask] + 1)
 
 
 def _token_losses(

@@ -82,6 +82,16 @@ class TrainedModel:
         own = self.ours
         return own is not None and not any(cast(Block, block).mixer.keeps_tokens for block in own.body.blocks)
 
+    def with_state(self) -> CausalLM:
+        """RetLab's own model, where `evaluate.carry_state` is asked for. Raises UserError if it carries none."""
+        own = self.ours
+        if own is None or not self.carries_state:
+            raise UserError(
+                f"evaluate.carry_state is true, but a {self.architecture} model keeps no state of fixed size; set it to"
+                " false"
+            )
+        return own
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which the model computes in its precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness, through its own task manager, model class and evaluation."""

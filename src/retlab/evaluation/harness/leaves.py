@@ -1,0 +1,79 @@
+"""Tasks as lm-eval's task manager finds them, whose data are loaded one task at a time and only when it is its turn."""
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lm_eval
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry
+
+from retlab.artifacts import sha256_file
+from retlab.evaluation.harness.local_files import data_files, remote_data
+
+_HARNESS = Path(lm_eval.__file__).parent
+
+
+class Leaf(ConfigurableTask):
+    """A task in the place where its group holds it, with the settings that the group gives it, but without data."""
+
+    def __init__(self, entry: Entry, overrides: dict[str, Any] | None) -> None:
+        self._entry, self._overrides = entry, overrides or {}
+        self._config = SimpleNamespace(task=self._overrides.get("task", entry.name))
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return str(self._config.task)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration as its file and its groups give it; functions are given by their names."""
+        return {**(self._entry.cfg or {}), **self._overrides}
+
+    @property
+    def remote(self) -> bool:
+        """Whether its data come from elsewhere."""
+        return remote_data(self.settings)
+
+    def load(self) -> Task:
+        """The task with its data; raises whatever lm-eval, `datasets` or the task's own code does."""
+        return TaskFactory().build(self._entry, overrides=self._overrides or None, registry={})
+
+    def definition(self) -> str:
+        """A hash of all that is known to decide the task's questions: settings, code, and data of this machine."""
+        file = self._entry.yaml_path
+        parts: list[Any] = [lm_eval.__version__, self.settings]
+        if file is not None and not file.is_relative_to(_HARNESS):
+            parts += [sha256_file(code) for code in sorted(file.parent.glob("*.py"))]
+        parts += [sha256_file(data) for data in sorted(set(data_files(self.settings)))]
+        text = json.dumps(parts, sort_keys=True, default=_by_name)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_name(value: Any) -> str:
+    """A value that is no JSON, without the place in memory that the text of a function tells."""
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+class _LeafFactory(TaskFactory):
+    def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Leaf:
+        return Leaf(entry, overrides)
+
+
+class LeafManager(TaskManager):
+    """lm-eval's task manager, which gives leaves for tasks."""
+
+    def __init__(self, include_path: Path | None, include_defaults: bool) -> None:
+        super().__init__(include_path=include_path, include_defaults=include_defaults)
+        self._factory = _LeafFactory()
+
+    def over(self, other: "LeafManager") -> "LeafManager":
+        """A manager of the other's tasks and of these, which stand before others of the same name."""
+        both = LeafManager(None, include_defaults=False)
+        both._index = {**other._index, **self._index}
+        return both
