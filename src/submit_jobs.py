@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Submit, and say what keeps the jobs waiting."""
     options = command.options
+    _refuse_unfitting(options)
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
     if options.stage in (None, "train_model"):
@@ -55,6 +56,15 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         time.sleep(0.25)
     for line in what_waits(notes):
         print(line)
+
+
+def _refuse_unfitting(options: argparse.Namespace) -> None:
+    """Raise a UserError where an option says nothing about what is to be submitted: nobody may think that it holds."""
+    if options.stage and options.first:
+        raise UserError(f"command line: --from begins a chain of stages, and this submits {options.stage} alone")
+    for name in GRID_SEARCH_OPTIONS:
+        if options.stage != "grid_search" and getattr(options, name.replace("-", "_")):
+            raise UserError(f"command line: --{name} is for slurm/07_grid_search.sh alone; leave it out")
 
 
 def _sweep(command: StageCommand) -> None:
