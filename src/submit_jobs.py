@@ -9,6 +9,8 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 import argparse
 import time
 
+from retlab.cluster.checks import check_stages
+from retlab.cluster.client import require
 from retlab.cluster.submission import (
     PIPELINE,
     STAGES,
@@ -40,14 +42,15 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     _refuse_unfitting(options)
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
-    if options.stage in (None, "train_model"):
-        # What the training would refuse after hours of other jobs; it resolves the model itself.
-        resolve_model(config)
+    require("sbatch")
     if options.stage == "grid_search":
         _sweep(command)
         return
-    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
+    # What a stage would refuse after hours of other jobs; the jobs' configuration stays as it was written.
+    resolved = resolve_model(config) if "train_model" in names else config
+    check_stages(resolved, names, command.after, command.force)
+    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
     # The scheduler says why a job waits when it has looked at it for the first time.
     for _ in range(20):

@@ -10,6 +10,8 @@ import pytest
 from tests.slurm.experiments import script
 from tests.slurm.private import PrivateSlurm
 
+from retlab.artifacts import write_json
+from retlab.data.settings import SPLITS
 from retlab.section import PROJECT_ROOT
 
 pytestmark = pytest.mark.component
@@ -23,6 +25,15 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def ready(config: Path, tmp_path: Path) -> Path:
+    """As if the stages before the training were done."""
+    for name in ("splits", "tokenizer", *(f"tokens/{split}" for split in SPLITS)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_json(tmp_path / "data" / name / "manifest.json", {"outputs": {}})
+    return config
+
+
 @WITH_SLURM
 @pytest.mark.parametrize(
     ("words", "said", "origin"),
@@ -30,18 +41,37 @@ def config(tmp_path: Path) -> Path:
         (["cluster.partition=nope"], "invalid partition specified: nope", "cluster.partition: nope"),
         (["cluster.stages.train_model={partition: nope}"], "nope", "cluster.stages.train_model.partition: nope"),
         (["--", "-p", "nope"], "invalid partition specified: nope", "--partition=nope after --"),
-        (["cluster.time=soon"], "Invalid --time specification", "cluster.time: soon"),
+        (["cluster.memory=lots"], "Invalid --mem specification", "cluster.memory: lots"),
         (["cluster.memory=9999G"], "Memory specification can not be satisfied", "cluster.memory: 9999G"),
         (["cluster.gpus=h100:1"], "node configuration", "cluster.gpus: h100:1"),
         (["--", "--no-such-option"], "--no-such-option", "--no-such-option after --"),
     ],
 )
-def test_what_slurm_rejects(config: Path, words: list[str], said: str, origin: str) -> None:
-    answer = script(PROJECT_ROOT, "05_train_model.sh", str(config), *words)
+def test_what_slurm_rejects(ready: Path, words: list[str], said: str, origin: str) -> None:
+    answer = script(PROJECT_ROOT, "05_train_model.sh", str(ready), *words)
     assert (answer.returncode, answer.stderr.count("\n"), answer.stdout) == (2, 1, ""), answer.stderr
     assert said in answer.stderr
     assert origin in answer.stderr
-    assert not (config.parent / "runs" / "mine").exists()
+    assert not (ready.parent / "runs" / "mine").exists()
+
+
+@WITH_SLURM
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["data.source=/no/text.txt"], "data.source: there is no file or folder /no/text.txt"),
+        (["cluster.time=4h"], "cluster.time: found '4h'"),
+        (["--from", "evaluate_model"], "data.tokens_folder: "),
+    ],
+)
+def test_what_would_fail_later_is_seen_before_anything_is_submitted(
+    slurm: PrivateSlurm, config: Path, words: list[str], sentence: str
+) -> None:
+    answer = script(PROJECT_ROOT, "submit_pipeline.sh", str(config), *words)
+    assert (answer.returncode, answer.stderr.count("\n"), answer.stdout) == (2, 1, ""), answer.stderr
+    assert sentence in answer.stderr
+    assert not slurm.run("squeue", "-h").stdout
+    assert not (config.parent / "runs").exists()
 
 
 def test_a_chain_that_cannot_be_submitted_as_a_whole_is_not_submitted(slurm: PrivateSlurm, config: Path) -> None:
