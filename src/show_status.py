@@ -4,58 +4,74 @@ python src/show_status.py CONFIG [key=value ...]
 """
 
 import shlex
+from collections.abc import Iterator
 
+from retlab.cluster.queue import way_out
 from retlab.cluster.status import Status, stages, table, wrapped
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
+from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
-from retlab.sweep.results import FAILURE, RESULT
-from retlab.sweep.slurm_status import sweep_status
+from retlab.sweep.points import make_grid
+from retlab.sweep.status import sweep_status
 
 
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Print a line for each stage and what remains."""
     rows, trouble = stages(config)
-    trials = grid_search(config)
-    print(table(f"{config.name}: {shown_path(config.run_folder)}", [*rows, *([trials] if trials else [])]))
+    trials = grid_search(config, command)
+    every = [*rows, *([trials] if trials else [])]
+    print(table(f"{config.name}: {shown_path(config.run_folder)}", every))
     print()
     lines = [
-        remaining(rows, shlex.join([str(command.options.config), *command.options.rest])),
+        remaining(rows, trials, shlex.join([str(command.options.config), *command.options.rest])),
         *([f"note: {trouble}"] if trouble else []),
     ]
+    if any(row.is_stuck for row in every):
+        lines.append(way_out(sorted(set().union(*(row.waiting for row in every)))))
     for line in "\n".join(lines).splitlines():
         # A command stays on one line, to be copied.
-        print(line if line.startswith("bash ") else "\n".join(wrapped(line)))
+        print(line if line.startswith("bash ") or "scancel" in line else "\n".join(wrapped(line)))
 
 
-def grid_search(config: ExperimentConfig) -> Status | None:
+def grid_search(config: ExperimentConfig, command: StageCommand) -> Status | None:
     """How far the trials are, where there is a grid."""
     if not config.grid_search.axes:
         return None
-    status = sweep_status(config)
-    if status is not None:
-        return status
-    folder = config.grid_search.trials_folder or config.output_dir / "trials"
-    done, failed = (len(list(folder.glob(f"*/{name}"))) for name in (RESULT, FAILURE))
-    detail = f"{done} trials have a result, {failed} failed; {shown_path(folder)}"
-    return Status("grid_search", state="not submitted" if not done + failed else "begun", detail=detail)
+    try:
+        return sweep_status(make_grid(command.options.config, command.overrides))
+    except UserError as error:
+        # Without tokens the trials have no names yet.
+        return Status("grid_search", detail=str(error))
 
 
-def remaining(rows: list[Status], words: str) -> str:
+def remaining(rows: list[Status], trials: Status | None, words: str) -> str:
     """What is still to do, and the command for it; `words` are the configuration and its overrides."""
-    waits = list(dict.fromkeys(row.stage for row in rows if row.state in ("running", "pending")))
-    left = list(dict.fromkeys(row.stage for row in rows if row.state != "done" or row.changes))
+    sweep = [trials] if trials else []
+    left = list(dict.fromkeys(row.stage for row in [*rows, *sweep] if row.state != "done" or row.changes))
     if not left:
-        return "all stages are done"
+        return "all stages are done" + (", and the grid search" if trials else "")
+    waits = list(dict.fromkeys(row.stage for row in [*rows, *sweep] if row.state in ("running", "pending")))
     text = f"remains: {', '.join(left)}"
     missing = [stage for stage in left if stage not in waits]
     if not missing:
-        return f"{text}; in the queue already"
+        return f"{text}; in the queue or running already"
     if waits:
-        return f"{text}; in the queue: {', '.join(waits)}"
-    script = shown_path(PROJECT_ROOT / "slurm" / "submit_pipeline.sh")
-    first = "" if missing[0] == next(iter(SCRIPTS)) else f" --from {missing[0]}"
-    return f"{text}\nbash {script} {words}{first}"
+        text += f"; in the queue or running: {', '.join(waits)}"
+    return "\n".join([text, *_commands(missing, waits, trials, words)])
+
+
+def _commands(missing: list[str], waits: list[str], trials: Status | None, words: str) -> Iterator[str]:
+    """What starts that which nothing waits for."""
+    slurm = PROJECT_ROOT / "slurm"
+    stages_missing = [stage for stage in missing if stage != "grid_search"]
+    if stages_missing and not set(waits) - {"grid_search"}:
+        first = "" if stages_missing[0] == next(iter(SCRIPTS)) else f" --from {stages_missing[0]}"
+        yield f"bash {shown_path(slurm / 'submit_pipeline.sh')} {words}{first}"
+    # The trials need what the stages up to the tokens make, and no training.
+    if "grid_search" in missing and not set(missing + waits) - {"train_model", "evaluate_model", "grid_search"}:
+        again = " --retry-failed" if trials and trials.state == "failed" and "not run yet" not in trials.detail else ""
+        yield f"bash {shown_path(slurm / SCRIPTS['grid_search'])} {words}{again}"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from retlab.cluster.submission import (
     PIPELINE,
     STAGES,
     Submission,
+    hindrances,
     scheduler_has_looked,
     submit_chain,
-    what_waits,
 )
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
@@ -51,13 +51,14 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     resolved = resolve_model(config) if "train_model" in names else config
     check_stages(resolved, names, command.after, command.force)
     words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
-    notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
+    stages = [Submission(config, name, [*command.words, *words], command.after) for name in names]
+    notes = submit_chain(stages, print)
     # The scheduler says why a job waits when it has looked at it for the first time.
     for _ in range(20):
         if scheduler_has_looked(notes):
             break
         time.sleep(0.25)
-    for line in what_waits(notes):
+    for line in hindrances(stages, notes):
         print(line)
 
 

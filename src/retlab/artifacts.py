@@ -114,6 +114,21 @@ def lock(path: Path, exclusive: bool, waiting: Callable[[], None]) -> Iterator[N
             os.close(descriptor)
 
 
+def is_being_replaced(path: Path) -> bool:
+    """Whether a process holds this path with an exclusive `lock`."""
+    try:
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest of a published folder, or None where there is none or it is no manifest."""
     manifest = read_json(folder / name)

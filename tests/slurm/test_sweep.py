@@ -23,7 +23,7 @@ from retlab.sweep import slurm as engine
 from retlab.sweep.grid import Grid, Point, Trial
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
-from retlab.sweep.slurm_status import sweep_status
+from retlab.sweep.status import sweep_status
 from retlab.sweep.submissions import Task, tasks
 from retlab.sweep_settings import GridSearchSection
 
@@ -103,9 +103,8 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     again = submit_sweep(grid, lines.append)
     assert again is not None
     assert not again.arrays
-    status = sweep_status(grid.config)
-    assert status is not None
-    assert (status.state, status.detail) == ("running", "13 trials submitted: 3 running, 10 pending")
+    status = sweep_status(grid)
+    assert (status.state, status.detail) == ("running", "13 trials: 3 running, 10 pending")
 
     # A task is cancelled, and the node of another goes down.
     on_first = next(task for task in running(grid) if task.job is not None and task.job.nodes == "n1")
@@ -120,9 +119,8 @@ def test_what_is_cancelled_or_loses_its_node_is_all_that_a_second_submission_run
     assert [trial.id for trial in missing_trials(grid, False)] == [on_first.trial]
     begun = started.read_text().split()
     assert begun.count(on_second.trial) == 2
-    status = sweep_status(grid.config)
-    assert status is not None
-    assert (status.state, status.detail) == ("failed", "13 trials submitted: 12 done, 1 ended without a result")
+    status = sweep_status(grid)
+    assert (status.state, status.detail) == ("failed", "13 trials: 12 done, 1 ended without a result")
     assert on_first.trial in status.tail[0]
     assert f"training {on_first.trial}" in " ".join(status.tail)
 

@@ -1,0 +1,89 @@
+"""What became of a grid's trials, on this machine or on Slurm, for the status of an experiment."""
+
+from collections import Counter
+
+from retlab.artifacts import is_being_replaced
+from retlab.cluster import queue
+from retlab.cluster.status import Status, last_lines
+from retlab.errors import UserError
+from retlab.progress import counted
+from retlab.section import shown_path
+from retlab.sweep.grid import Grid
+from retlab.sweep.outcomes import Outcome, read_outcomes
+from retlab.sweep.submissions import Task, tasks
+
+_ORDER = ("done", "diverged", "running", "pending", "failed", "ended without a result", "not run yet")
+_MOST_LOGS = 5
+_LOG_LINES = 3
+
+
+def sweep_status(grid: Grid) -> Status:
+    """How many of the grid's trials are done, running, pending and failed.
+
+    The folder of the trials may hold those of other sweeps, and the queue those of an earlier grid: neither counts.
+    """
+    outcomes = read_outcomes(grid)
+    try:
+        submitted = {task.trial: task for task in tasks(grid.config)}
+    except UserError:
+        # That squeue has no answer is said of the stages.
+        submitted = {}
+    states = {name: _state(outcome, submitted.get(name)) for name, outcome in outcomes.items()}
+    count = Counter(states.values())
+    runs_here = is_being_replaced(grid.folder)
+    detail = f"{counted(len(states), 'trial')}: " + ", ".join(f"{count[name]} {name}" for name in _ORDER if count[name])
+    status = Status("grid_search", state=_summary(count, runs_here), detail=detail)
+    if runs_here:
+        status.detail += "; a process works on them"
+    _add_waiting(status, [task for name, task in submitted.items() if states.get(name) == "pending"])
+    others = sum(task.is_live for name, task in submitted.items() if name not in states)
+    if others:
+        status.detail += f"; {counted(others, 'trial')} of an earlier grid in the queue"
+    bad = [name for name, state in states.items() if state in ("failed", "ended without a result")]
+    for name in bad[:_MOST_LOGS]:
+        status.tail += _last_words(outcomes[name], submitted.get(name), states[name])
+    if len(bad) > _MOST_LOGS:
+        status.tail.append(f"and {len(bad) - _MOST_LOGS} more")
+    return status
+
+
+def _summary(count: Counter[str], runs_here: bool) -> str:
+    if count["running"] or runs_here:
+        return "running"
+    if count["pending"]:
+        return "pending"
+    if count["failed"] or count["ended without a result"]:
+        return "failed"
+    if not count["not run yet"]:
+        return "done"
+    return "unfinished" if count["done"] or count["diverged"] else "not submitted"
+
+
+def _state(outcome: Outcome, task: Task | None) -> str:
+    if outcome.result is not None:
+        return "diverged" if outcome.status == "diverged" else "done"
+    if task is not None and task.is_live:
+        assert task.job is not None
+        return "pending" if task.job.state in ("PENDING", "REQUEUED") else "running"
+    if outcome.failure is not None:
+        return "failed"
+    return "not run yet" if task is None else "ended without a result"
+
+
+def _add_waiting(status: Status, waiting: list[Task]) -> None:
+    usual = {"None", "Resources", "Priority", "JobArrayTaskLimit", "Dependency"}
+    reasons = {task.job.reason for task in waiting if task.job is not None} - usual
+    if reasons:
+        status.detail += f" ({', '.join(sorted(reasons))})"
+    status.waiting = {task.array.job for task in waiting}
+    status.is_stuck = any(queue.trouble(reason) for reason in reasons)
+
+
+def _last_words(outcome: Outcome, task: Task | None, state: str) -> list[str]:
+    why = f"{state}: cancelled, killed, at its time limit, or as its log says"
+    if outcome.failure is not None:
+        why = outcome.failure.sentence
+    name = outcome.trial.id if task is None else f"{outcome.trial.id} (job {task.array.job}_{task.index})"
+    log = outcome.trial.folder / "log.txt" if task is None else task.log
+    lines = last_lines(log, _LOG_LINES)
+    return [f"{name}: {why}" + (f"; {shown_path(log)}" if lines else ""), *(f"  {line}" for line in lines)]
