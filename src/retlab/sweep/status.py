@@ -5,12 +5,13 @@ from collections import Counter
 from retlab.artifacts import is_being_replaced
 from retlab.cluster import queue
 from retlab.cluster.status import Status, last_lines
+from retlab.config import ExperimentConfig
 from retlab.errors import UserError
 from retlab.progress import counted
 from retlab.section import shown_path
 from retlab.sweep.grid import Grid
 from retlab.sweep.outcomes import Outcome, read_outcomes
-from retlab.sweep.submissions import Task, tasks
+from retlab.sweep.submissions import Task, read_submissions, tasks
 
 _ORDER = ("done", "diverged", "running", "pending", "failed", "ended without a result", "not run yet")
 _MOST_LOGS = 5
@@ -35,7 +36,7 @@ def sweep_status(grid: Grid) -> Status:
     status = Status("grid_search", state=_summary(count, runs_here), detail=detail)
     if runs_here:
         status.detail += "; a process works on them"
-    _add_waiting(status, [task for name, task in submitted.items() if states.get(name) == "pending"])
+    _add_waiting(grid.config, status, [task for name, task in submitted.items() if states.get(name) == "pending"])
     others = sum(task.is_live for name, task in submitted.items() if name not in states)
     if others:
         status.detail += f"; {counted(others, 'trial')} of an earlier grid in the queue"
@@ -70,12 +71,15 @@ def _state(outcome: Outcome, task: Task | None) -> str:
     return "not run yet" if task is None else "ended without a result"
 
 
-def _add_waiting(status: Status, waiting: list[Task]) -> None:
+def _add_waiting(config: ExperimentConfig, status: Status, waiting: list[Task]) -> None:
     usual = {"None", "Resources", "Priority", "JobArrayTaskLimit", "Dependency"}
     reasons = {task.job.reason for task in waiting if task.job is not None} - usual
     if reasons:
         status.detail += f" ({', '.join(sorted(reasons))})"
     status.waiting = {task.array.job for task in waiting}
+    for _, record in read_submissions(config):
+        if record.table is not None and status.waiting & {array.job for array in record.arrays}:
+            status.waiting.add(record.table)
     status.is_stuck = any(queue.trouble(reason) for reason in reasons)
 
 
