@@ -41,7 +41,7 @@ def over_learning_rate(comparison: Comparison, figure: Any) -> bool:
 def _caption(best: Entry | None, width: int) -> list[str]:
     if best is None:
         return []
-    found = f"\u2605 point {best.point.number}, {best.validation.mean:.4f}"
+    found = f"\u2605 best: point {best.point.number}, {best.validation.mean:.4f}"
     others = _others(best)
     return [found, *textwrap.wrap(f"thick: {others}" if others else "", width)]
 
