@@ -109,3 +109,15 @@ def test_where_slurm_names_nothing_it_is_asked_what_it_would_take(
     with pytest.raises(UserError) as refusal:
         sbatch.submit(words, stage="train_model", cluster=ClusterSection.model_validate(AMOUNTS), given=given)
     assert str(refusal.value).split("; it comes from ")[1] == ", ".join(blamed)
+
+
+def test_a_limit_of_submitted_jobs_says_nothing_about_those_that_were_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    _answering(monkeypatch, 1, err=f"allocation failure: {policy}\n")
+    assert sbatch.unstartable(["script.sh"], stage="split_data", cluster=CLUSTER) is None
+    _answering(monkeypatch, 1, err="allocation failure: Node count specification invalid\n")
+    found = sbatch.unstartable(["script.sh"], stage="train_model", cluster=CLUSTER, num_nodes=9)
+    assert found == (
+        "Slurm refuses a job for train_model: Node count specification invalid; it comes from train.num_nodes: 9",
+        ["train.num_nodes: 9"],
+    )

@@ -130,6 +130,9 @@ def unstartable(
     if answer.returncode == 0:
         return None
     said = reason_given(answer)
+    if re.search(r"submit limit", said, flags=re.IGNORECASE):
+        # One job more would be too many; those that wait were taken already.
+        return None
     culprits = _culprits(said, words, stage, cluster, given, num_nodes)
     return _refusal(said, stage, culprits), culprits
 
