@@ -121,3 +121,35 @@ def test_a_limit_of_submitted_jobs_says_nothing_about_those_that_were_taken(monk
         "Slurm refuses a job for train_model: Node count specification invalid; it comes from train.num_nodes: 9",
         ["train.num_nodes: 9"],
     )
+
+
+EVERYTHING = {
+    "partition": "p",
+    "account": "a",
+    "qos": "q",
+    "time": 90,
+    "memory": "9T",
+    "cpus": 8,
+    "gpus": 9,
+    "nodes": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "keys"),
+    [
+        ("invalid partition specified: p; Invalid partition name specified", ["partition: p"]),
+        (ACCOUNT, ["partition: p", "account: a"]),
+        ("Invalid qos specification", ["qos: q"]),
+        ("Requested time limit is invalid (missing or exceeds some limit)", ["time: 90"]),
+        ("Invalid --mem specification", ["memory: 9T"]),
+        ("Memory specification can not be satisfied", ["memory: 9T"]),
+        ("Invalid generic resource (gres) specification", ["gpus: 9"]),
+        ("Node count specification invalid", ["nodes: 2"]),
+    ],
+)
+def test_slurms_own_words_name_one_key_of_all(said: str, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _answering(monkeypatch, 1, err=REJECTED + said + "\n")
+    with pytest.raises(UserError) as refusal:
+        sbatch.submit(["script.sh"], stage="train_model", cluster=ClusterSection.model_validate(EVERYTHING))
+    assert str(refusal.value).split("; it comes from ")[1] == ", ".join(f"cluster.{key}" for key in keys)
