@@ -174,18 +174,6 @@ def refuse_queued(config: ExperimentConfig, stages: Sequence[str]) -> None:
             )
 
 
-def _what_waits(stages: Sequence[Submission], notes: Sequence[JobNote]) -> Iterator[str]:
-    """What Slurm says in the queue."""
-    found = queue.jobs([note.job for note in notes])
-    for wanted, note in zip(stages, notes, strict=True):
-        waiting = [job for job in same_job(note, found) if job.state == "PENDING" and queue.trouble(job.reason)]
-        if waiting:
-            reason = waiting[0].reason
-            _, culprits = (queue.is_about_resources(reason) and _against(wanted)) or ("", [])
-            cause = f"; it comes from {', '.join(culprits)}" if culprits else ""
-            yield f"note: job {note.job} ({note.stage}) waits: {reason}: {queue.trouble(reason)}{cause}"
-
-
 def scheduler_has_looked(notes: Sequence[JobNote]) -> bool:
     """Whether the queue gives a reason for all jobs that have not started."""
     return all(job.state != "PENDING" or job.reason != "None" for job in queue.jobs([note.job for note in notes]))
