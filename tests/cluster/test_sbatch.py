@@ -99,7 +99,7 @@ def test_where_slurm_names_nothing_it_is_asked_what_it_would_take(
 ) -> None:
     said = "Job violates something" if refused[0].startswith(("--time", "--partition")) else GENERAL
 
-    def call(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    def call(command: list[str], **_options: object) -> "subprocess.CompletedProcess[str]":
         assert "--dependency=afterok:3" not in command or command[1] == "--parsable"
         bad = any(set(words.split()) <= set(command) for words in refused)
         return subprocess.CompletedProcess(command, int(bad), "3\n", f"{REJECTED}{said}\n" if bad else "")
