@@ -12,8 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
@@ -132,6 +132,19 @@ class PrivateSlurm:
         """Start a node's daemon."""
         (self.base / f"spool.{node}").mkdir(exist_ok=True)
         self._start(node, "slurmd", "-D", "-N", node, "-f", str(self.base / "slurm.conf"))
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Within this what the limits of a partition do not admit is refused; otherwise it waits for ever."""
+        file = self.base / "slurm.conf"
+        usual = file.read_text()
+        try:
+            file.write_text(usual + "EnforcePartLimits=ALL\n")
+            self.run("scontrol", "reconfigure")
+            yield
+        finally:
+            file.write_text(usual)
+            self.run("scontrol", "reconfigure")
 
     def take_down(self, node: str) -> None:
         """The administrator takes a node down: its jobs are killed, and those that may are put into the queue."""

@@ -35,6 +35,7 @@ def test_a_training_told_to_leave_again_and_again_ends_with_the_same_weights(
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "4"), slurm.report(number)
     log = (tmp_path / f"slurm-{number}.out").read_text()
     assert log.count("told to leave: back into the queue") == 3, log
+    assert (tmp_path / "runs" / "again" / "slurm" / f"train_model-{number}.log").read_text() == log
     ours, theirs = (folder / "model" / "model.safetensors" for folder in (
         tmp_path / "runs" / "again", quickstart / "runs" / "quickstart-retnet"
     ))  # fmt: skip

@@ -117,7 +117,7 @@ def submit_sweep(
         _withdraw(folder, submission)
         raise
     say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
-    for line in _what_waits(submission.jobs):
+    for line in _what_waits(submission.jobs, [submission.table] if submission.table is not None else []):
         say(line)
     return submission
 
@@ -249,11 +249,12 @@ def _percents(folder: Path) -> str:
     return str(folder).replace("%", "%%")
 
 
-def _what_waits(arrays: Sequence[int]) -> list[str]:
-    """A line for an array that Slurm already says will not start by waiting alone."""
+def _what_waits(arrays: Sequence[int], after: Sequence[int] = ()) -> list[str]:
+    """A line for an array that Slurm already says will not start by waiting alone, and how to be rid of all."""
     try:
         found = queue.jobs_looked_at(arrays)
     except UserError:
         return []
     reasons = {(job.id, job.reason): queue.trouble(job.reason) for job in found if job.state == "PENDING"}
-    return [f"note: job {job} waits: {reason}: {advice}" for (job, reason), advice in reasons.items() if advice]
+    lines = [f"note: job {job} waits: {reason}: {advice}" for (job, reason), advice in reasons.items() if advice]
+    return [*lines, queue.way_out([*arrays, *after])] if lines else []
