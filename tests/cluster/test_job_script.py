@@ -70,7 +70,7 @@ def start(
 
 def signalled(folder: Path, job: "subprocess.Popen[str]", number: signal.Signals) -> tuple[str, dict[str, object]]:
     """What the job says and notes when it is signalled while the stage runs."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not (folder / "ready").exists():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -130,7 +130,7 @@ def test_a_signal_before_the_configuration_is_read_keeps_to_its_bound(
     itself = "" if to == "the shell" else f"[ -e {tmp_path}/hit ] || {{ touch {tmp_path}/hit; kill -USR1 $$; }}"
     entering = f"kill -USR1 $PPID; {itself}"
     job = start(tmp_path, entering=entering, SLURM_RESTART_COUNT=restarts)
-    text, _ = job.communicate(timeout=15)
+    text, _ = job.communicate(timeout=300)
     (note,) = (json.loads(file.read_text()) for file in tmp_path.glob("*.ended.json"))
     assert (note["outcome"], note["code"]) == (outcome, 75), text
     assert (tmp_path / "scontrol").exists() == (outcome == "requeued")
@@ -139,7 +139,7 @@ def test_a_signal_before_the_configuration_is_read_keeps_to_its_bound(
 
 def test_where_the_configuration_cannot_be_read_at_all_it_does_not_go_back(tmp_path: Path) -> None:
     job = start(tmp_path, entering="kill -USR1 $PPID $$; sleep 1")
-    text, _ = job.communicate(timeout=15)
+    text, _ = job.communicate(timeout=300)
     assert "told to leave before the configuration was read" in text
     assert not (tmp_path / "scontrol").exists()
     assert job.returncode > 2
@@ -172,7 +172,7 @@ def test_modules_that_cannot_be_loaded_end_the_job(profile: str, sentence: str, 
     (tmp_path / "profile").write_text(profile)
     nowhere = {"MODULESHOME": str(tmp_path), "LMOD_PKG": str(tmp_path), "BASH_ENV": str(tmp_path / "profile")}
     job = start(tmp_path, modules=("cuda/12.4", "broken", "gcc"), **nowhere)
-    text, _ = job.communicate(timeout=15)
+    text, _ = job.communicate(timeout=300)
     assert re.search(sentence.replace("(", r"\(").replace(")", r"\)"), text), text
     assert (job.returncode, (tmp_path / "called").exists()) == (2, False)
     (note,) = (json.loads(file.read_text()) for file in tmp_path.glob("*.ended.json"))

@@ -97,7 +97,7 @@ class PrivateSlurm:
         key.write_bytes(secrets.token_bytes(128))
         munge = [f"--{name}={self.base}/munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
         self._start("munged", "munged", "--foreground", "--force", f"--key-file={key}", *munge)
-        self.until((self.base / "munge.socket").exists, 20, "the private munged did not come up")
+        self.until((self.base / "munge.socket").exists, 120, "the private munged did not come up")
         for last in (False, False, True):
             if self._try_ports(_free_ports(1 + len(NODES)), must=last):
                 return
@@ -114,7 +114,7 @@ class PrivateSlurm:
         for node in NODES:
             self.start_node(node)
         try:
-            self.until(lambda: self.up_nodes() == set(NODES), 15, "the private Slurm did not come up")
+            self.until(lambda: self.up_nodes() == set(NODES), 60, "the private Slurm did not come up")
         except AssertionError:
             if must:
                 raise
@@ -155,7 +155,7 @@ class PrivateSlurm:
         if self._daemons[node].poll() is not None:
             self.start_node(node)
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self.until(lambda: node in self.up_nodes(), 30, f"{node} did not come up")
+        self.until(lambda: node in self.up_nodes(), 120, f"{node} did not come up")
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a client program on this cluster."""
@@ -219,7 +219,7 @@ class PrivateSlurm:
                 # A batch shell that traps TERM and children that save would take their time.
                 self.run("scancel", "--signal=KILL", "--full", job["JobId"], check=False)
                 self.run("scancel", job["JobId"], check=False)
-        self.until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), 40, "jobs could not be killed")
+        self.until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), 200, "jobs could not be killed")
         for node in set(NODES) - self.up_nodes():
             self.bring_up(node)
 

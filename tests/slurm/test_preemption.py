@@ -46,7 +46,7 @@ def test_a_training_told_to_leave_again_and_again_ends_with_the_same_weights(
 
 def wait_for(slurm: PrivateSlurm, file: Path, number: int) -> None:
     """Wait until the training has come to a moment."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not file.exists():
         assert time.monotonic() < end, f"{file.name} did not come\n{slurm.report(number)}"
         time.sleep(0.1)

@@ -82,7 +82,7 @@ def test_a_chain_that_cannot_be_submitted_as_a_whole_is_not_submitted(slurm: Pri
     answer = script(PROJECT_ROOT, "submit_pipeline.sh", str(config), word)
     assert (answer.returncode, "nothing is left in the queue" in answer.stderr) == (2, True), answer.stderr
     # A job that had begun takes a moment to end.
-    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, 40, "jobs are left in the queue")
+    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, 200, "jobs are left in the queue")
 
 
 @WITH_SLURM
@@ -133,7 +133,7 @@ def test_jobs_that_can_never_start_are_named_with_the_way_to_cancel_them(slurm: 
         assert f"take all of them out of the queue with: scancel {' '.join(map(str, jobs))}\n" in text
     (command,) = re.findall("scancel .*", texts[1])
     slurm.run(*command.split())
-    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, 40, "jobs are left in the queue")
+    slurm.until(lambda: not slurm.run("squeue", "-h").stdout, 200, "jobs are left in the queue")
 
 
 def test_a_later_job_that_can_never_start_is_named(slurm: PrivateSlurm, config: Path) -> None:

@@ -14,6 +14,7 @@ from retlab.cluster.client import call, require
 from retlab.cluster.notes import JobNote, keep_config, notes_folder, write_note
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT, shown_path
+from retlab.storage import make_folder
 from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.submissions import (
@@ -53,7 +54,9 @@ def submit_missing(
             require("sbatch")
         except UserError as error:
             raise UserError(f"{error} where grid_search.engine is local") from None
-    grid.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(grid.folder)
+    if not plan_only:
+        make_folder(grid.trials_folder)
     claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
