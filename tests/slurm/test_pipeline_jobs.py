@@ -40,7 +40,7 @@ def test_the_whole_chain_runs(slurm: PrivateSlurm, tmp_path: Path) -> None:
     assert {job["JobState"] for job in ended} == {"COMPLETED"}, slurm.report(*jobs.values())
     assert (folder / "runs" / "chain" / "results.json").is_file()
     status = script(PROJECT_ROOT, "status.sh", "chain.yaml", *TINY, cwd=folder)
-    assert status.stdout.count(" done ") == 8, status.stdout
+    assert status.stdout.count(" done ") == 9, status.stdout
     assert "all stages are done" in status.stdout
 
 
@@ -58,5 +58,5 @@ def test_a_failing_stage_leaves_the_rest_cancelled(slurm: PrivateSlurm, tmp_path
     status = script(PROJECT_ROOT, "status.sh", "chain.yaml", source, cwd=tmp_path).stdout
     assert "exit code 2" in status
     assert "broken.jsonl" in "".join(status.split())
-    assert status.count("cancelled") == 7
+    assert status.count("cancelled") == 8
     assert max(len(line) for line in status.splitlines() if not line.startswith("bash ")) < 100
