@@ -6,11 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from retlab.drawing import Pen, marker
 from retlab.sweep.comparison import Comparison
 
-# Paul Tol's bright scheme, told apart by people with any colour vision.
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee")
-_MARKERS = ("o", "^", "D", "s", "v", "P")
 _TITLE_WIDTH = 88
 _MOST = 3.0
 """Losses of so many times the median lie beyond the picture: beside them all others would look alike."""
@@ -19,7 +17,7 @@ _MOST = 3.0
 def style_of(comparison: Comparison, architecture: str) -> dict[str, Any]:
     """Colour and marker of an architecture, the same in all pictures."""
     place = comparison.architectures.index(architecture)
-    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": Pen().colour(place), "marker": marker(place)}
 
 
 def set_title(figure: Any, comparison: Comparison, what: str) -> None:
