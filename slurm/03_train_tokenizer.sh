@@ -9,7 +9,7 @@
 #   bash slurm/03_train_tokenizer.sh CONFIG [key=value ...] [-- words for sbatch]    submits it as the section cluster says
 #   sbatch [words for sbatch] slurm/03_train_tokenizer.sh CONFIG [key=value ...]     runs it in the job that these words make
 # Whatever Slurm says while this starts is heard.
-trap 'job_told=USR1' USR1
+trap 'told=USR1' USR1
 # Slurm runs a copy of this file from a folder of its own; the checkout is where the original is.
 here=$(dirname "${BASH_SOURCE[0]}")
 if [ ! -f "$here/job.sh" ]; then

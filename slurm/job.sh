@@ -3,32 +3,11 @@
 # and the job go back into the queue; TERM (scancel) makes it save and leave for good.
 
 job_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-job_told=${job_told:-}
-job_child=
-
-_hand_on() {
-  job_told=$1
-  [ -n "$job_child" ] || return 0
-  # srun ends its tasks by force at a TERM; at a USR1 it hands it on, and the stage does the same at both.
-  if [ "$job_nodes" -gt 1 ]; then kill -USR1 "$job_child"; else kill -"$1" "$job_child"; fi 2>/dev/null || true
-}
+. "$job_root/scripts/run_child.sh"
+# Slurm's proctrack/pgid knows the processes of a job by their group.
+child_group=
 
 _say() { printf '[slurm %s] %s\n' "$job_task" "$*"; }
-
-# Wait for the child to its end: a signal ends the wait and not the child.
-_wait() {
-  local code
-  while :; do
-    job_code=0
-    wait "$job_child" || job_code=$?
-    kill -0 "$job_child" 2>/dev/null || break
-  done
-  # Its code, should it have ended while a signal was looked at; 127 where it was told already.
-  code=0
-  wait "$job_child" 2>/dev/null || code=$?
-  [ "$code" = 127 ] || job_code=$code
-  job_child=
-}
 
 _load_modules() {
   [ "$#" -gt 0 ] || return 0
@@ -53,11 +32,15 @@ _load_modules() {
 
 # What the configuration says about this job, of which the job's notes are written too.
 _enter() {
-  local answer kind
-  answer=$(mktemp) || return
-  bash "$job_root/scripts/run_stage.sh" enter_job "$job_stage" "$@" > "$answer" &
-  job_child=$!
-  _wait
+  local answer attempt kind value
+  answer=$(mktemp) || { job_code=$? && return "$job_code"; }
+  # In the foreground, where bash looks at a signal only afterwards: how often the job may go back is known then.
+  # A signal to all processes of the job ends it as well; so it is done again.
+  for attempt in 1 2; do
+    job_code=0
+    bash "$job_root/scripts/run_stage.sh" enter_job "$job_stage" "$@" > "$answer" || job_code=$?
+    if [ "$told" != USR1 ] || [ "$job_code" -le 2 ]; then break; fi
+  done
   while IFS= read -r -d '' kind && IFS= read -r -d '' value; do
     case $kind in
       notes) job_notes=$value ;;
@@ -76,12 +59,11 @@ _run() {
   if [ "$job_nodes" -gt 1 ]; then
     launcher=(srun --ntasks-per-node=1 --kill-on-bad-exit=1)
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || launcher+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+    # srun ends its tasks by force at a TERM; at a USR1 it hands it on, and the stage does the same at both.
+    child_hears=USR1
   fi
-  env "${job_variables[@]}" "${launcher[@]}" bash "$job_root/scripts/run_stage.sh" "$job_stage" "${job_words[@]}" &
-  job_child=$!
-  # A signal that came while there was no child yet. In its first moment a child of bash would swallow it.
-  [ -z "$job_told" ] || { sleep 0.5 && _hand_on "$job_told"; }
-  _wait
+  run_child env "${job_variables[@]}" "${launcher[@]}" bash "$job_root/scripts/run_stage.sh" "$job_stage" \
+    "${job_words[@]}" || job_code=$?
 }
 
 _note_end() {
@@ -94,11 +76,13 @@ _finish() {
   local restarts=${SLURM_RESTART_COUNT:-0} refusal
   if [ "$job_code" = 0 ]; then
     _note_end 0 "done"
-  elif [ "$job_told" = TERM ]; then
+  elif [ "$told" = TERM ]; then
     _say "told to end (scancel, the time limit, or a requeue that was not the job's own): what was done is saved"
     _note_end "$job_code" "told to end"
-  elif [ "$job_told" != USR1 ] || [ "$job_code" = 2 ]; then
+  elif [ "$told" != USR1 ] || [ "$job_code" = 2 ]; then
     _note_end "$job_code" failed
+  elif [ -z "$job_requeues" ]; then
+    _say "told to leave before the configuration was read; it does not go back into the queue: submit it again"
   elif [ "$restarts" -ge "$job_requeues" ]; then
     _say "told to leave; it does not go back into the queue, where it was as often as cluster.max_requeues allows" \
       "($job_requeues): what was done is saved, and submitting it again continues"
@@ -122,14 +106,10 @@ run_as_job() {
   if [ -z "${SLURM_JOB_ID:-}" ]; then
     exec bash "$job_root/scripts/run_stage.sh" submit_jobs --stage "$job_stage" "$@"
   fi
-  job_task=$SLURM_JOB_ID job_nodes=1 job_code=0 job_notes='' job_requeues=20
+  job_task=$SLURM_JOB_ID job_nodes=1 job_code=0 job_notes='' job_requeues=''
   job_modules=() job_variables=() job_words=()
   # Slurm gives the last task of an array the number of the array: alone it would mean all tasks.
   [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job_task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-  trap '_hand_on USR1' USR1
-  trap '_hand_on TERM' TERM
-  # At a terminal the child hears of Ctrl-C itself.
-  trap 'job_told=INT' INT
   for word; do
     if [ "$word" = -- ]; then
       echo "error: words after -- are for sbatch, and this job is there already: put them before the script's name" >&2
@@ -139,7 +119,6 @@ run_as_job() {
   _enter "$@" || _finish
   _load_modules "${job_modules[@]}" || { job_code=$? && _finish; }
   [ "$job_stage" != train_model ] || job_nodes=${SLURM_JOB_NUM_NODES:-1}
-  # Told to leave before it began, it has nothing to save.
-  if [ -n "$job_told" ]; then job_code=75; else _run; fi
+  _run
   _finish
 }

@@ -17,6 +17,7 @@ from retlab.cluster.notes import (
     StartNote,
     forget_force,
     keep_config,
+    link_log,
     notes_folder,
     read_note,
     task_name,
@@ -77,6 +78,7 @@ def _enter() -> None:
     if not restarts:
         forget_force(config)
     write_start(config, task, start)
+    link_log(config, stage, task, Path(start.log))
     came = f", requeue {restarts}" if restarts else ""
     print(f"[slurm {task}] {stage} on {start.node}{came}", file=sys.stderr)
     _answer("notes", str(notes_folder(config)))

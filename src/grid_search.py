@@ -20,6 +20,7 @@ from retlab.config import ExperimentConfig
 from retlab.errors import Interrupted, StorageFailed, UserError
 from retlab.progress import counted
 from retlab.section import PROJECT_ROOT, shown_path
+from retlab.storage import make_folder
 from retlab.sweep.grid import Grid
 
 
@@ -88,7 +89,7 @@ def _leave(number: int, _frame: object) -> None:
 def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
     from retlab.sweep.local import run_locally
 
-    grid.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(grid.folder)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
                                stop_requested=stop_requested, say=_say)  # fmt: skip

@@ -3,8 +3,11 @@
 python src/show_status.py CONFIG [key=value ...]
 """
 
+import re
 import shlex
+from collections.abc import Iterator
 
+from retlab.cluster.queue import way_out
 from retlab.cluster.status import Status, stages, table, wrapped
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
@@ -16,28 +19,30 @@ from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Print a line for each stage and what remains."""
     rows, trouble = stages(config)
-    notes = [trouble]
-    words = shlex.join([str(command.options.config), *command.options.rest])
-    lines = [remaining(rows, words, bool(config.grid_search.axes))]
+    troubles = [trouble]
+    trials = None
     if config.grid_search.axes:
         trials, trouble = grid_search(command)
-        notes.append(trouble)
-        if all(row.state == "done" for row in rows if row.stage == "tokenize_data"):
-            lines.append(remaining_trials(trials, words))
-        rows = [*rows, trials]
-    print(table(f"{config.name}: {shown_path(config.run_folder)}", rows))
+        troubles.append(trouble)
+    every = [*rows, *([trials] if trials else [])]
+    print(table(f"{config.name}: {shown_path(config.run_folder)}", every))
     print()
-    lines += [f"note: {note}" for note in dict.fromkeys(notes) if note]
-    for line in "\n".join(filter(None, lines)).splitlines():
+    lines = [
+        remaining(rows, trials, shlex.join([str(command.options.config), *command.options.rest])),
+        *(f"note: {trouble}" for trouble in dict.fromkeys(troubles) if trouble),
+    ]
+    if any(row.is_stuck for row in every):
+        lines.append(way_out(sorted(set().union(*(row.waiting for row in every)))))
+    for line in "\n".join(lines).splitlines():
         # A command stays on one line, to be copied.
-        print(line if line.startswith("bash ") else "\n".join(wrapped(line)))
+        print(line if line.startswith("bash ") or "scancel" in line else "\n".join(wrapped(line)))
 
 
 def grid_search(command: StageCommand) -> tuple[Status, str | None]:
     """How far the trials of the grid are, and what keeps the queue from telling."""
     # It reads every point of the grid, which takes a second.
     from retlab.sweep.points import make_grid
-    from retlab.sweep.slurm_status import sweep_status
+    from retlab.sweep.status import sweep_status
 
     try:
         grid = make_grid(command.options.config, command.overrides, plan_only=True)
@@ -48,31 +53,38 @@ def grid_search(command: StageCommand) -> tuple[Status, str | None]:
     return sweep_status(grid)
 
 
-def remaining(rows: list[Status], words: str, has_grid: bool) -> str:
+def remaining(rows: list[Status], trials: Status | None, words: str) -> str:
     """What is still to do, and the command for it; `words` are the configuration and its overrides."""
-    waits = list(dict.fromkeys(row.stage for row in rows if row.state in ("running", "pending")))
-    left = list(dict.fromkeys(row.stage for row in rows if row.state != "done" or row.changes))
+    sweep = [trials] if trials else []
+    left = list(dict.fromkeys(row.stage for row in [*rows, *sweep] if row.state != "done" or row.changes))
     if not left:
-        return "stages 1 to 6 are done" if has_grid else "all stages are done"
+        return "all stages are done" + (", and the grid search" if trials else "")
+    waits = list(dict.fromkeys(row.stage for row in [*rows, *sweep] if row.state in ("running", "pending")))
     text = f"remains: {', '.join(left)}"
     missing = [stage for stage in left if stage not in waits]
     if not missing:
-        return f"{text}; in the queue already"
+        return f"{text}; in the queue or running already"
     if waits:
-        return f"{text}; in the queue: {', '.join(waits)}"
-    script = shown_path(PROJECT_ROOT / "slurm" / "submit_pipeline.sh")
-    first = "" if missing[0] == next(iter(SCRIPTS)) else f" --from {missing[0]}"
-    return f"{text}\nbash {script} {words}{first}"
+        text += f"; in the queue or running: {', '.join(waits)}"
+    return "\n".join([text, *_commands(missing, waits, trials, words)])
 
 
-def remaining_trials(trials: Status, words: str) -> str:
-    """What is to do for the sweep."""
-    if trials.state in ("running", "pending"):
-        return ""
-    if trials.state == "done":
-        return "grid_search is done"
-    script = shown_path(PROJECT_ROOT / "slurm" / "07_grid_search.sh")
-    return f"remains: grid_search\nbash {script} {words}"
+def _commands(missing: list[str], waits: list[str], trials: Status | None, words: str) -> Iterator[str]:
+    """What starts that which nothing waits for."""
+    slurm = PROJECT_ROOT / "slurm"
+    stages_missing = [stage for stage in missing if stage != "grid_search"]
+    if stages_missing and not set(waits) - {"grid_search"}:
+        first = "" if stages_missing[0] == next(iter(SCRIPTS)) else f" --from {stages_missing[0]}"
+        yield f"bash {shown_path(slurm / 'submit_pipeline.sh')} {words}{first}"
+    # The trials need what the stages up to the tokens make, and no training.
+    if "grid_search" in missing and not set(missing + waits) - {"train_model", "evaluate_model", "grid_search"}:
+        again = " --retry-failed" if trials and _has_failures_alone(trials) else ""
+        yield f"bash {shown_path(slurm / SCRIPTS['grid_search'])} {words}{again}"
+
+
+def _has_failures_alone(trials: Status) -> bool:
+    """Whether nothing is left that runs without being asked for again."""
+    return trials.state == "failed" and not re.search("not run yet|ended without a result", trials.detail)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,20 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 
 import argparse
 
+from retlab.cluster.checks import check_stages
+from retlab.cluster.client import require
 from retlab.cluster.submission import (
     PIPELINE,
     STAGES,
     Submission,
+    hindrances,
     submit_chain,
-    what_waits,
 )
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
-from retlab.machine_checks import check_files
 
 GRID_SEARCH_OPTIONS = ("plan", "skip-invalid", "retry-failed", "table")
 
@@ -36,23 +37,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Submit, and say what keeps the jobs waiting."""
     options = command.options
+    _refuse_unfitting(options)
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
-    if options.stage in (None, "train_model"):
-        # What the training would refuse after hours of other jobs; it resolves the model itself.
-        resolve_model(config)
+    require("sbatch")
     if options.stage == "grid_search":
         _sweep(command)
         return
-    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
     names = [options.stage] if options.stage else PIPELINE[PIPELINE.index(options.first or PIPELINE[0]) :]
-    check_files(config, names)
-    notes = submit_chain([Submission(config, name, [*command.words, *words], command.after) for name in names], print)
-    troubles = what_waits(notes)
-    for line in troubles:
+    # What a stage would refuse after hours of other jobs; the jobs' configuration stays as it was written.
+    resolved = resolve_model(config) if "train_model" in names else config
+    check_stages(resolved, names, command.after, command.force)
+    words = [f"--{name}" for name in ("force", "verify") if getattr(command, name)]
+    stages = [Submission(config, name, [*command.words, *words], command.after) for name in names]
+    notes = submit_chain(stages, print)
+    for line in hindrances(stages, notes):
         print(line)
-    if troubles:
-        print(f"take them out of the queue with: scancel {' '.join(str(note.job) for note in notes)}")
+
+
+def _refuse_unfitting(options: argparse.Namespace) -> None:
+    """Raise a UserError where an option says nothing about what is to be submitted: nobody may think that it holds."""
+    if options.stage and options.first:
+        raise UserError(f"command line: --from begins a chain of stages, and this submits {options.stage} alone")
+    for name in GRID_SEARCH_OPTIONS:
+        if options.stage != "grid_search" and getattr(options, name.replace("-", "_")):
+            raise UserError(f"command line: --{name} is for slurm/07_grid_search.sh alone; leave it out")
 
 
 def _sweep(command: StageCommand) -> None:

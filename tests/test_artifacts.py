@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,11 +106,11 @@ def test_a_folder_without_manifest_has_no_fingerprint(tmp_path: Path) -> None:
         artifacts.fingerprint(tmp_path)
 
 
-def _hold(path: Path, exclusive: bool, held: float, log: Path) -> None:
+def _hold(path: Path, exclusive: bool, hold: Callable[[], object], log: Path) -> None:
     with artifacts.lock(path, exclusive, lambda: None):
         with log.open("a") as file:
             file.write("in\n")
-        time.sleep(held)
+        hold()
         with log.open("a") as file:
             file.write("out\n")
 
@@ -117,11 +119,15 @@ def _hold(path: Path, exclusive: bool, held: float, log: Path) -> None:
 def test_locks_exclude_writers_and_let_readers_share(tmp_path: Path, exclusive: bool) -> None:
     log = tmp_path / "log"
     context = multiprocessing.get_context("fork")
-    holders = [context.Process(target=_hold, args=(tmp_path / "x", exclusive, 0.3, log)) for _ in range(3)]
+    # Readers wait for each other; writers give one that is let in wrongly the time to say so.
+    together = context.Barrier(3)
+    hold = partial(time.sleep, 0.3) if exclusive else partial(together.wait, 300)
+    holders = [context.Process(target=_hold, args=(tmp_path / "x", exclusive, hold, log)) for _ in range(3)]
     for holder in holders:
         holder.start()
     for holder in holders:
         holder.join()
+        assert holder.exitcode == 0
     order = log.read_text().split()
     assert (order == ["in", "out"] * 3) == exclusive
     assert [entry.name for entry in tmp_path.iterdir()] == ["log"], "the last holder removes the lock file"
@@ -129,7 +135,7 @@ def test_locks_exclude_writers_and_let_readers_share(tmp_path: Path, exclusive: 
 
 def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    holder = context.Process(target=_hold, args=(tmp_path / "x", True, 60, tmp_path / "log"))
+    holder = context.Process(target=_hold, args=(tmp_path / "x", True, partial(time.sleep, 600), tmp_path / "log"))
     holder.start()
     while not (tmp_path / "log").exists():
         time.sleep(0.01)

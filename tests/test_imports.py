@@ -14,9 +14,11 @@ PACKAGE = PROJECT_ROOT / "src" / "retlab"
 LAYERS = [
     {
         "differences",
+        "drawing",
         "errors",
         "section",
         "artifacts",
+        "measuring",
         "memory",
         "nodes",
         "progress",
@@ -31,8 +33,8 @@ LAYERS = [
     {"sweep_settings", "cluster_settings"},
     {"config", "config_checks", "config_errors", "config_problems", "config_model", "config_template", "grid_checks"}
     | {"upstream", "machine_checks"},
-    {"cluster"},
-    {"sweep", "benchmark"},
+    {"cluster", "subject"},
+    {"sweep", "benchmark", "comparison"},
     {"command", "stage"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from retlab.command import Parser
-from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT
 
 pytestmark = pytest.mark.component
@@ -270,13 +268,3 @@ def test_a_copied_output_stays_up_to_date(lab: Lab) -> None:
     lab.run("a")
     shutil.copytree(lab.folder / "a", lab.folder / "moved", copy_function=shutil.copyfile)
     assert "up to date" in lab.run("moved")[1]
-
-
-def test_a_wrong_choice_names_the_nearest() -> None:
-    parser = Parser("%(prog)s")
-    parser.add_argument("--from", choices=["download_data", "train_model"])
-    with pytest.raises(UserError) as error:
-        parser.parse_args(["--from", "train_mode"])
-    assert str(error.value) == (
-        "command line: --from takes one of download_data, train_model, not train_mode (did you mean train_model?)"
-    )

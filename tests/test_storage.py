@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retlab.errors import StorageFailed, UserError
-from retlab.storage import storage_errors
+from retlab.storage import make_folder, storage_errors
 
 
 def failing_checkpoint() -> None:
@@ -38,3 +38,11 @@ def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> No
     with pytest.raises(type(error)) as raised, storage_errors(tmp_path):
         raise error
     assert raised.value is error
+
+
+def test_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    make_folder(tmp_path / "new" / "folder")
+    make_folder(tmp_path / "new" / "folder")
+    assert (tmp_path / "new" / "folder").is_dir()
+    with pytest.raises(UserError, match="no folder can be made here: /proc/x/y; choose another"):
+        make_folder(Path("/proc/x/y"))

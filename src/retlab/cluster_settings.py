@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from retlab.section import Section
 
@@ -13,9 +13,23 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-_TIME = r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|(?i:UNLIMITED|INFINITE)"
 _Name = Annotated[str, Field(min_length=1)]
 _Amount = Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1)]
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_NO_LIMIT = ("UNLIMITED", "INFINITE")
+
+
+def _is_a_time_limit(limit: str) -> str:
+    """sbatch takes some that it then reads as something else, such as 1- and -5."""
+    if limit.upper() not in _NO_LIMIT and not _TIME.fullmatch(limit):
+        raise ValueError(
+            "must be minutes, or hours:minutes:seconds such as 4:00:00, or days-hours:minutes:seconds such as"
+            " 2-00:00:00, or UNLIMITED"
+        )
+    return limit
+
+
+_TimeLimit = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_is_a_time_limit)]
 _Module = Annotated[str, Field(pattern=r"^[^\s-]\S*$")]
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 StageName = Literal[
@@ -32,7 +46,7 @@ class Resources(Section):
     "Account that is charged (sbatch --account)."
     qos: _Name | None = None
     "Quality of service (sbatch --qos)."
-    time: _Amount | None = None
+    time: _TimeLimit | None = None
     "Time limit, such as 4:00:00 or 2-00:00:00, or minutes (sbatch --time)."
     memory: _Amount | None = None
     "Memory per node, such as 32G (sbatch --mem)."
@@ -42,16 +56,6 @@ class Resources(Section):
     "GPUs per node, such as 4 or a100:4 (sbatch --gpus-per-node); asked for by training, evaluation and grid search."
     nodes: int | None = Field(default=None, ge=1)
     "Nodes of a training (sbatch --nodes); null is train.num_nodes."
-
-    @field_validator("time")
-    @classmethod
-    def _is_a_time(cls, time: str | None) -> str | None:
-        if time is not None and not re.fullmatch(_TIME, time):
-            raise ValueError(
-                "must be a time as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
-                " days-hours:minutes or days-hours:minutes:seconds"
-            )
-        return time
 
     @field_validator("gpus")
     @classmethod
@@ -101,8 +105,8 @@ class ClusterSection(Resources):
 
 
 def time_limit_seconds(limit: str | None) -> int | None:
-    """Seconds of a time limit as sbatch reads it; None where there is none, or where sbatch would not read it."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
+    """Seconds of a time limit as sbatch reads it; None where there is none."""
+    match = _TIME.fullmatch(limit or "")
     if match is None or not any(int(number or 0) for number in match.groups()):
         return None
     days, first, second, third = (int(number or 0) for number in match.groups())

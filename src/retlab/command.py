@@ -5,13 +5,14 @@ import contextlib
 import difflib
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from retlab.config import ExperimentConfig, load_config
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
@@ -47,16 +48,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(usage=usage, description=main.__doc__, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message.removeprefix('argument ')}; --help lists what there is")
-
-    def _check_value(self, action: argparse.Action, value: object) -> None:
-        """As argparse's own, with a sentence that names the nearest choice."""
-        if action.choices is not None and value not in action.choices:
-            names = [str(choice) for choice in action.choices]
-            close = difflib.get_close_matches(str(value), names, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            option = "/".join(action.option_strings) or str(action.metavar or action.dest)
-            raise UserError(f"command line: {option} takes one of {', '.join(names)}, not {value}{hint}")
+        found = re.fullmatch(r"argument ([^\s/]+)\S*: (.*)", message, flags=re.DOTALL)
+        action = found and next((one for one in self._actions if found[1] in (*one.option_strings, one.metavar)), None)
+        raise UserError(f"command line: {_complaint(found[1], found[2], action) if found and action else message}")
 
     def refuse_unknown(self, words: Sequence[str], others: Sequence[str]) -> None:
         """Raise a UserError that names the first word and what it could be: an option or one of the others."""
@@ -64,9 +58,31 @@ class Parser(argparse.ArgumentParser):
             return
         options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
         allowed = [*others, *(name for name in options if name != "--help")]
-        close = difflib.get_close_matches(words[0], allowed, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = _nearest(words[0], allowed)
         raise UserError(f"command line: {words[0]} is not understood{hint}; allowed are {', '.join(allowed)}")
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _complaint(name: str, said: str, action: argparse.Action) -> str:
+    """What argparse says of an option, in a sentence."""
+    value = re.match(r"invalid [\w ]+: (['\"]?)(.*?)\1(?: \(choose from .*)?$", said, flags=re.DOTALL)
+    allowed = [str(choice) for choice in action.choices or ()]
+    if value and allowed:
+        return f"{name} {value[2]} is not understood{_nearest(value[2], allowed)}; allowed are {', '.join(allowed)}"
+    if value:
+        return f"{name} is {value[2]}, but must be {_KINDS.get(action.type, 'another value')}"
+    if action.nargs == 0:
+        return f"{name} takes no value"
+    if isinstance(action.nargs, int):
+        return f"{name} takes {action.nargs} values: {' '.join(action.metavar or ())}"
+    return f"{name} needs a value" + (f": one of {', '.join(allowed)}" if allowed else "")
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 def _parse(

@@ -1,7 +1,7 @@
 """What a configuration asks of this machine, checked before work begins: files, packages, a GPU."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from retlab.config import ExperimentConfig
 from retlab.data.sources import local_state
@@ -9,21 +9,26 @@ from retlab.errors import UserError
 from retlab.section import absolute, shown_path
 
 
-def check_machine(config: ExperimentConfig, stages: list[str]) -> None:
+def check_machine(config: ExperimentConfig, stages: Sequence[str]) -> None:
     """Raise a UserError that names, a line each, what these stages ask for and this machine has not."""
-    problems = [problem for stage in stages if stage in _CHECKS for problem in _CHECKS[stage](config)]
-    if problems:
-        raise UserError("\n".join(problems))
+    _raise(
+        problem
+        for stage in stages
+        for checks in (_FILES, _REST)
+        if stage in checks
+        for problem in checks[stage](config)
+    )
 
 
-def check_files(config: ExperimentConfig, stages: list[str]) -> None:
-    """Raise a UserError that names, a line each, the files that these stages begin with and that are not there.
+def check_files(config: ExperimentConfig, stages: Sequence[str]) -> None:
+    """The same for files alone, which the machines of a cluster share, where another machine will run the stages."""
+    _raise(problem for stage in stages if stage in _FILES for problem in _FILES[stage](config))
 
-    For jobs of other machines, whose files are seen from here and whose GPUs are not.
-    """
-    problems = [problem for stage in stages if stage in _FILES for problem in _FILES[stage](config)]
-    if problems:
-        raise UserError("\n".join(problems))
+
+def _raise(problems: Iterable[str]) -> None:
+    text = "\n".join(problems)
+    if text:
+        raise UserError(text)
 
 
 def _source(config: ExperimentConfig) -> Iterator[str]:
@@ -42,7 +47,6 @@ def _weights(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _training(config: ExperimentConfig) -> Iterator[str]:
-    yield from _weights(config)
     for key, wanted in (("tensorboard", config.train.tensorboard), ("wandb", config.train.wandb)):
         if wanted and importlib.util.find_spec(key) is None:
             none = "false" if wanted is True else "null"
@@ -83,7 +87,6 @@ def _measured(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _evaluation(config: ExperimentConfig) -> Iterator[str]:
-    yield from _measured(config)
     if config.evaluate.device == "cuda":
         import torch
 
@@ -103,15 +106,11 @@ def _folder(key: str, name: str | None, file: str) -> Iterator[str]:
         yield f"{key}: there is no folder {shown_path(folder)}; correct the path"
 
 
-_FILES: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
+_Checks = dict[str, Callable[[ExperimentConfig], Iterator[str]]]
+_FILES: _Checks = {
     "download_data": _source,
     "train_tokenizer": _tokenizer,
     "train_model": _weights,
     "evaluate_model": _measured,
 }
-_CHECKS: dict[str, Callable[[ExperimentConfig], Iterator[str]]] = {
-    "download_data": _source,
-    "train_tokenizer": _tokenizer,
-    "train_model": _training,
-    "evaluate_model": _evaluation,
-}
+_REST: _Checks = {"train_model": _training, "evaluate_model": _evaluation}

@@ -21,6 +21,7 @@ from retlab.errors import Interrupted, UserError
 from retlab.machine_checks import check_machine
 from retlab.progress import duration
 from retlab.section import absolute, portable, script, shown_path
+from retlab.storage import make_folder
 from retlab.upstream import outdated
 
 # Notes of this process: a script that runs a stage for every split says each once.
@@ -124,7 +125,7 @@ class Stage:
             if self._is_current():
                 return False
             check_machine(self.config, [self.name])
-            self.output.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.output.parent)
             stack.enter_context(artifacts.lock(self.output, True, lambda: self._waiting(self.output)))
             artifacts.recover_folder(self.output)
             changes = self.changes()
@@ -264,7 +265,7 @@ class Stage:
 
     def write_config(self) -> None:
         """Leave the resolved configuration in the run folder."""
-        self.config.run_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.config.run_folder)
         artifacts.write_atomic(self.config.run_folder / "config.yaml", dump_config(self.config))
 
     def _keep_config(self) -> None:

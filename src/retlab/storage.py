@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from retlab.errors import StorageFailed
+from retlab.errors import StorageFailed, UserError
 from retlab.section import shown_path
 
 _SENTENCES = {
@@ -36,6 +36,18 @@ def sentence(error: OSError, folder: Path | None = None) -> str | None:
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder
     words = _SENTENCES.get(error.errno or 0)
     return words and words.format(where=f": {shown_path(Path(name))}" if name else "")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that the user chose, and those around it, where it is not there yet.
+
+    Raises:
+        UserError: its file system, such as /proc, takes no folders.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no folder can be made here: {shown_path(folder)}; choose another folder") from error
 
 
 @contextlib.contextmanager

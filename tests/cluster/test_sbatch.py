@@ -56,7 +56,7 @@ REJECTED = "sbatch: error: Batch job submission failed: "
         ("Invalid qos specification", ["--qos=low"], ["--qos=low after --"], "partition"),
         ("Requested time limit is invalid (missing or exceeds some limit)", [], ["cluster.time: 90"], "partition"),
         ("Requested time limit is invalid", ["-t5"], ["--time=5 after --"], "cluster.time"),
-        ("Job violates something new", [], ["cluster.partition: main", "cluster.memory: 32G"], "signal"),
+        ("Job violates something new", [], ["cluster.partition: main"], "memory"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_key_that_it_is_about(
@@ -73,3 +73,83 @@ def test_a_refusal_names_the_key_that_it_is_about(
 def test_a_dependency_of_the_user_is_for_the_first_stage_alone() -> None:
     words = ["-d", "afterok:3", "--dependency=singleton", "-dafter:4", "--exclusive", "--dependency", "afterok:5"]
     assert sbatch.without(words, "--dependency", "-d") == ["--exclusive"]
+
+
+GENERAL = "Requested node configuration is not available"
+AMOUNTS = {"partition": "main", "time": 90, "memory": "9T", "cpus": 8, "gpus": 9, "nodes": 2}
+
+
+@pytest.mark.parametrize(
+    ("refused", "given", "blamed"),
+    [
+        (["--gpus-per-node=9"], [], ["cluster.gpus: 9"]),
+        (["--nodes=2"], [], ["cluster.nodes: 2"]),
+        (["--mem=9T"], [], ["cluster.memory: 9T"]),
+        (["--time=90"], [], ["cluster.time: 90"]),
+        (["--partition=main"], [], ["cluster.partition: main"]),
+        # Each of two is too much, or both together are.
+        (["--mem=9T", "--gpus-per-node=9"], [], ["cluster.memory: 9T", "cluster.gpus: 9"]),
+        (["--cpus-per-task=8 --gpus-per-node=9"], [], ["cluster.cpus: 8", "cluster.gpus: 9"]),
+        (["--gres=gpu:7"], ["--gres=gpu:7", "--nice", "3"], ["--gres=gpu:7 after --"]),
+        (["-N 7"], ["-N", "7"], ["--nodes=7 after --"]),
+    ],
+)
+def test_where_slurm_names_nothing_it_is_asked_what_it_would_take(
+    refused: list[str], given: list[str], blamed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Job violates something" if refused[0].startswith(("--time", "--partition")) else GENERAL
+
+    def call(command: list[str], **_options: object) -> "subprocess.CompletedProcess[str]":
+        assert "--dependency=afterok:3" not in command or command[1] == "--parsable"
+        bad = any(set(words.split()) <= set(command) for words in refused)
+        return subprocess.CompletedProcess(command, int(bad), "3\n", f"{REJECTED}{said}\n" if bad else "")
+
+    monkeypatch.setattr(sbatch, "call", call)
+    words = ["--dependency=afterok:3", "script.sh"]
+    with pytest.raises(UserError) as refusal:
+        sbatch.submit(words, stage="train_model", cluster=ClusterSection.model_validate(AMOUNTS), given=given)
+    assert str(refusal.value).split("; it comes from ")[1] == ", ".join(blamed)
+
+
+def test_a_limit_of_submitted_jobs_says_nothing_about_those_that_were_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    _answering(monkeypatch, 1, err=f"allocation failure: {policy}\n")
+    assert sbatch.unstartable(["script.sh"], stage="split_data", cluster=CLUSTER) is None
+    _answering(monkeypatch, 1, err="allocation failure: Node count specification invalid\n")
+    found = sbatch.unstartable(["script.sh"], stage="train_model", cluster=CLUSTER, num_nodes=9)
+    assert found == (
+        "Slurm refuses a job for train_model: Node count specification invalid; it comes from train.num_nodes: 9",
+        ["train.num_nodes: 9"],
+    )
+
+
+EVERYTHING = {
+    "partition": "p",
+    "account": "a",
+    "qos": "q",
+    "time": 90,
+    "memory": "9T",
+    "cpus": 8,
+    "gpus": 9,
+    "nodes": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "keys"),
+    [
+        ("invalid partition specified: p; Invalid partition name specified", ["partition: p"]),
+        (ACCOUNT, ["partition: p", "account: a"]),
+        ("Invalid qos specification", ["qos: q"]),
+        ("Requested time limit is invalid (missing or exceeds some limit)", ["time: 90"]),
+        ("Invalid --mem specification", ["memory: 9T"]),
+        ("Memory specification can not be satisfied", ["memory: 9T"]),
+        ("Invalid generic resource (gres) specification", ["gpus: 9"]),
+        ("Node count specification invalid", ["nodes: 2"]),
+    ],
+)
+def test_slurms_own_words_name_one_key_of_all(said: str, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _answering(monkeypatch, 1, err=REJECTED + said + "\n")
+    with pytest.raises(UserError) as refusal:
+        sbatch.submit(["script.sh"], stage="train_model", cluster=ClusterSection.model_validate(EVERYTHING))
+    assert str(refusal.value).split("; it comes from ")[1] == ", ".join(f"cluster.{key}" for key in keys)

@@ -12,8 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
@@ -97,7 +97,7 @@ class PrivateSlurm:
         key.write_bytes(secrets.token_bytes(128))
         munge = [f"--{name}={self.base}/munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
         self._start("munged", "munged", "--foreground", "--force", f"--key-file={key}", *munge)
-        self.until((self.base / "munge.socket").exists, 20, "the private munged did not come up")
+        self.until((self.base / "munge.socket").exists, 120, "the private munged did not come up")
         for last in (False, False, True):
             if self._try_ports(_free_ports(1 + len(NODES)), must=last):
                 return
@@ -114,7 +114,7 @@ class PrivateSlurm:
         for node in NODES:
             self.start_node(node)
         try:
-            self.until(lambda: self.up_nodes() == set(NODES), 15, "the private Slurm did not come up")
+            self.until(lambda: self.up_nodes() == set(NODES), 60, "the private Slurm did not come up")
         except AssertionError:
             if must:
                 raise
@@ -133,6 +133,19 @@ class PrivateSlurm:
         (self.base / f"spool.{node}").mkdir(exist_ok=True)
         self._start(node, "slurmd", "-D", "-N", node, "-f", str(self.base / "slurm.conf"))
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Within this what the limits of a partition do not admit is refused; otherwise it waits for ever."""
+        file = self.base / "slurm.conf"
+        usual = file.read_text()
+        try:
+            file.write_text(usual + "EnforcePartLimits=ALL\n")
+            self.run("scontrol", "reconfigure")
+            yield
+        finally:
+            file.write_text(usual)
+            self.run("scontrol", "reconfigure")
+
     def take_down(self, node: str) -> None:
         """The administrator takes a node down: its jobs are killed, and those that may are put into the queue."""
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
@@ -142,7 +155,7 @@ class PrivateSlurm:
         if self._daemons[node].poll() is not None:
             self.start_node(node)
         self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self.until(lambda: node in self.up_nodes(), 30, f"{node} did not come up")
+        self.until(lambda: node in self.up_nodes(), 120, f"{node} did not come up")
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a client program on this cluster."""
@@ -206,7 +219,7 @@ class PrivateSlurm:
                 # A batch shell that traps TERM and children that save would take their time.
                 self.run("scancel", "--signal=KILL", "--full", job["JobId"], check=False)
                 self.run("scancel", job["JobId"], check=False)
-        self.until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), 40, "jobs could not be killed")
+        self.until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), 200, "jobs could not be killed")
         for node in set(NODES) - self.up_nodes():
             self.bring_up(node)
 

@@ -31,7 +31,7 @@ def test_two_nodes_train_as_one_also_when_preempted(
     answer = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     number = int(answer.stdout)
-    end = time.monotonic() + 200
+    end = time.monotonic() + 300
     while not (tmp_path / "step").exists():
         assert time.monotonic() < end, slurm.report(number)
         time.sleep(0.1)

@@ -40,14 +40,14 @@ def test_the_whole_chain_runs(slurm: PrivateSlurm, tmp_path: Path) -> None:
     assert {job["JobState"] for job in ended} == {"COMPLETED"}, slurm.report(*jobs.values())
     assert (folder / "runs" / "chain" / "results.json").is_file()
     status = script(PROJECT_ROOT, "status.sh", "chain.yaml", *TINY, cwd=folder)
-    assert status.stdout.count(" done ") == 8, status.stdout
+    assert status.stdout.count(" done ") == 9, status.stdout
     assert "all stages are done" in status.stdout
 
 
 def test_a_failing_stage_leaves_the_rest_cancelled(slurm: PrivateSlurm, tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text(CONFIG.format(folder=tmp_path))
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    source = f"data.source={tmp_path}/broken.parquet"
+    (tmp_path / "broken.jsonl").write_text("no JSON\n")
+    source = f"data.source={tmp_path}/broken.jsonl"
     answer = script(PROJECT_ROOT, "submit_pipeline.sh", "chain.yaml", source, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     jobs = _jobs(tmp_path)
@@ -57,6 +57,6 @@ def test_a_failing_stage_leaves_the_rest_cancelled(slurm: PrivateSlurm, tmp_path
     assert {job["JobState"] for job in rest} == {"CANCELLED"}
     status = script(PROJECT_ROOT, "status.sh", "chain.yaml", source, cwd=tmp_path).stdout
     assert "exit code 2" in status
-    assert "broken.parquet" in "".join(status.split())
-    assert status.count("cancelled") == 7
+    assert "broken.jsonl" in "".join(status.split())
+    assert status.count("cancelled") == 8
     assert max(len(line) for line in status.splitlines() if not line.startswith("bash ")) < 100

@@ -35,6 +35,7 @@ def test_a_training_told_to_leave_again_and_again_ends_with_the_same_weights(
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "4"), slurm.report(number)
     log = (tmp_path / f"slurm-{number}.out").read_text()
     assert log.count("told to leave: back into the queue") == 3, log
+    assert (tmp_path / "runs" / "again" / "slurm" / f"train_model-{number}.log").read_text() == log
     ours, theirs = (folder / "model" / "model.safetensors" for folder in (
         tmp_path / "runs" / "again", quickstart / "runs" / "quickstart-retnet"
     ))  # fmt: skip
@@ -45,7 +46,7 @@ def test_a_training_told_to_leave_again_and_again_ends_with_the_same_weights(
 
 def wait_for(slurm: PrivateSlurm, file: Path, number: int) -> None:
     """Wait until the training has come to a moment."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not file.exists():
         assert time.monotonic() < end, f"{file.name} did not come\n{slurm.report(number)}"
         time.sleep(0.1)

@@ -31,7 +31,7 @@ from retlab.sweep.grid import Grid, Point, Trial
 from retlab.sweep.points import make_grid
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
-from retlab.sweep.slurm_status import sweep_status
+from retlab.sweep.status import sweep_status
 from retlab.sweep.submissions import Task, read_submissions, tasks
 from retlab.sweep_settings import GridSearchSection
 

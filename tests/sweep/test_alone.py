@@ -33,7 +33,8 @@ def run_trial(trial, **_):
 
 alone.run_trial = run_trial
 trial = read_trial(pathlib.Path(sys.argv[1]), 0)
-run_command(lambda: alone.run_alone(trial, 1.0, False, lambda: False, print), "")
+timeout = 1.0 if sys.argv[2] == "SIGSTOP" else 600.0
+run_command(lambda: alone.run_alone(trial, timeout, False, lambda: False, print), "")
 """
 
 

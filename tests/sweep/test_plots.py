@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from tests.sweep.made_trials import diverge, finish, finish_all, make_grid, tria
 
 from retlab.sweep.comparison import Comparison, compare
 from retlab.sweep.grid import Grid
+from retlab.sweep.learning_rates import over_learning_rate
 from retlab.sweep.outcomes import read_outcomes
-from retlab.sweep.plots import _over_energy, write_plots
+from retlab.sweep.plots import _best_runs, _over_energy, _over_parameters, write_plots
 from retlab.training.metrics import COLUMNS
 
 ALL = ["loss_over_learning_rate.png", "loss_over_parameters.png", "loss_over_energy.png", "best_runs.png"]
@@ -73,13 +75,9 @@ def test_all_diverged(tmp_path: Path) -> None:
 
 
 def test_what_the_learning_rate_picture_shows(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from retlab.sweep.plots import _over_learning_rate
-
     grid, figure = a_sweep(tmp_path, seeds=(0, 1)), Figure()
     diverge(trial_at(grid, 3, "transformer"))
-    assert _over_learning_rate(comparison(grid), figure)
+    assert over_learning_rate(comparison(grid), figure)
     retnet, transformer = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["retnet", "transformer"]
     labels = [label.get_text() for label in transformer.get_xticklabels()]
@@ -93,10 +91,6 @@ def test_what_the_learning_rate_picture_shows(tmp_path: Path) -> None:
 
 
 def test_curves_of_the_best_run(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from retlab.sweep.plots import _best_runs
-
     grid, figure = a_sweep(tmp_path), Figure()
     assert _best_runs(comparison(grid), figure)
     drawn = figure.axes[0].get_lines()
@@ -112,20 +106,78 @@ def test_curves_of_the_best_run(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("energy", "unit", "shown"), [(2.5, "kWh", 2.5), (2.5e-3, "Wh", 2.5), (2.5e-5, "mWh", 25.0)])
-def test_energy_has_a_unit_of_few_digits_and_the_best_a_star(
-    tmp_path: Path, energy: float, unit: str, shown: float
-) -> None:
-    grid = make_grid(tmp_path, axes={})
-    finish_all(grid, lambda *_: (4.0, 4.0))
-    for trial in grid.trials:
-        finish(trial, energy_kwh=energy)
+def _panels(draw: Callable[[Comparison, Any], bool], grid: Grid) -> tuple[list[Any], Any]:
     figure = Figure()
-    assert _over_energy(comparison(grid), figure)
-    (axes,) = figure.axes
+    assert draw(comparison(grid), figure)
+    return figure.axes, figure
+
+
+def _stars(axes: Any) -> list[tuple[float, float]]:
+    lines = [line for line in axes.get_lines() if line.get_marker() == "*"]
+    return [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines]
+
+
+def test_the_best_is_marked_also_where_it_is_the_only_point(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, {"train.learning_rate": [1e-3]}, architectures=("retnet",))
+    finish_all(grid, lambda *_: (4.0, 4.1))
+    (axes,), figure = _panels(_over_parameters, grid)
+    assert _stars(axes) == [(1001, 4.1)]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["retnet, best up to here", "retnet, best: point 1, test 4.1000", "retnet, each point"]
+    (axes,), _ = _panels(over_learning_rate, grid)
+    assert _stars(axes) == [(1e-3, 4.0)]
+
+
+def test_models_of_one_size_stand_side_by_side(tmp_path: Path) -> None:
+    """A difference of a few parameters does not fill the picture."""
+    (axes,), _ = _panels(_over_parameters, a_sweep(tmp_path))
+    low, high = axes.get_xlim()
+    assert low < 800
+    assert high > 1300
+
+
+@pytest.mark.parametrize(("kwh", "unit", "x"), [(1.2e-5, "mWh", 12), (0.034, "Wh", 34), (5.6, "kWh", 5.6)])
+def test_energy_is_told_in_numbers_of_few_digits(kwh: float, unit: str, x: float, tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, architectures=("retnet",))
+    for trial in grid.trials:
+        finish(trial, energy_kwh=kwh)
+    (axes,), _ = _panels(_over_energy, grid)
     assert axes.get_xlabel() == f"energy of a trial, {unit}"
-    stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
-    assert [line.get_label() for line in stars] == ["retnet, best of all", "transformer, best of all"]
-    assert all(list(line.get_xdata()) == [pytest.approx(shown)] for line in stars)
-    # One cost is no range: the axis reaches a tenth to both sides.
-    assert axes.get_xlim() == pytest.approx((0.9 * shown, 1.1 * shown))
+    assert _stars(axes)[0][0] == pytest.approx(x)
+
+
+def test_what_diverged_is_told_in_every_picture(tmp_path: Path) -> None:
+    grid = a_sweep(tmp_path)
+    for number in (5, 6):
+        diverge(trial_at(grid, number, "retnet"))
+    for point in grid.points:
+        diverge(point.trials[1])
+    panels, _ = _panels(over_learning_rate, grid)
+    for axes, labels in zip(panels, (["0.001", "0.003", "0.01\n2 diverged"], ["0.001\n2 diverged"]), strict=True):
+        shown = [label.get_text() for label in axes.get_xticklabels()]
+        assert shown[: len(labels)] == labels
+        low, high = axes.get_xlim()
+        assert low < 1e-3
+        assert high > 1e-2
+    assert "no trial finished" in [text.get_text() for text in panels[1].texts]
+    _, figure = _panels(_over_parameters, grid)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "retnet, each point (2 diverged)" in texts
+    assert "transformer, each point (6 diverged)" in texts
+
+
+def test_a_loss_far_above_the_others_does_not_flatten_them(tmp_path: Path) -> None:
+    grid = a_sweep(tmp_path)
+    finish(trial_at(grid, 6, "transformer"), 300.0, 200.0)
+    for draw, most in ((over_learning_rate, "300"), (_over_parameters, "200")):
+        panels, _ = _panels(draw, grid)
+        assert panels[0].get_ylim()[1] < 6
+        assert [text.get_text() for text in panels[-1].texts] == [f"↑ 1 above, up to {most}"]
+
+
+def test_a_long_name_and_the_meaning_of_bars(tmp_path: Path) -> None:
+    grid = a_sweep(tmp_path, seeds=(0, 1))
+    grid = Grid(grid.config.model_copy(update={"name": "a-very-long-name-" * 8}), grid.points, 0)
+    panels, figure = _panels(_over_parameters, grid)
+    assert max(map(len, figure.get_suptitle().splitlines())) < 90
+    assert "mean of 2 seeds, bars: standard deviation" in panels[0].get_ylabel()

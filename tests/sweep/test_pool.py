@@ -130,7 +130,7 @@ for line in sys.stdin:
     else:
         print('{"event": "taken"}', flush=True)
     if lines[0] == "wait":
-        end = time.monotonic() + 5
+        end = time.monotonic() + 300
         while not stopped and time.monotonic() < end:
             time.sleep(0.01)
         lines[0] = "interrupted" if stopped else "done"

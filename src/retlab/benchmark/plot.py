@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from retlab.benchmark.row import DECODE, RETLAB, TRAINING, Row
+from retlab.drawing import Pen
 
-# Paul Tol's bright scheme, told apart by people with any colour vision.
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 # Lines and markers by batch; a batch of one context has no line.
 _BATCHES = (("-", "o"), ("--", "^"), (":", "D"), ("-.", "v"))
 
@@ -23,9 +22,8 @@ def to_png(rows: Sequence[Row], title: str) -> bytes:
     figure = Figure(figsize=(15, 10), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=14)
-    colours = dict(
-        zip(dict.fromkeys(map(_contestant, filter(lambda row: row.model, rows))), _COLOURS * len(rows), strict=False)
-    )
+    contestants = dict.fromkeys(map(_contestant, filter(lambda row: row.model, rows)))
+    colours = {contestant: Pen().colour(place) for place, contestant in enumerate(contestants)}
     steps = [row for row in rows if row.measurement == TRAINING]
     decode = [row for row in rows if row.measurement == DECODE and row.tokens_per_second]
     both: Any = figure.subfigures(1, 2, width_ratios=[1.2, 1]) if steps and decode else (figure, figure)

@@ -49,7 +49,7 @@ def outer_environment() -> dict[str, str]:
 def reason_given(answer: subprocess.CompletedProcess[str]) -> str:
     """What a program that failed said, on one line and without its own name."""
     lines = [line.strip() for line in (answer.stderr or answer.stdout).splitlines()]
-    for noise in (f"{answer.args[0]}: ", "error: ", "Batch job submission failed: "):
+    for noise in (f"{answer.args[0]}: ", "error: ", "Batch job submission failed: ", "allocation failure: "):
         lines = [line.removeprefix(noise) for line in lines]
     kept = [line for line in lines if line and not line.startswith('Try "')]
     return "; ".join(dict.fromkeys(kept)) or f"exit code {answer.returncode} without a word"

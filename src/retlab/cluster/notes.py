@@ -125,6 +125,14 @@ def write_start(config: ExperimentConfig, task: str, start: StartNote) -> None:
     write_atomic(folder / f"{task}.started.json", start.model_dump_json(indent=2) + "\n")
 
 
+def link_log(config: ExperimentConfig, stage: str, task: str, log: Path) -> None:
+    """Let the log of a job that the user's own sbatch submitted be found beside those of the run's other jobs."""
+    link = notes_folder(config) / f"{stage}-{task}.log"
+    if log.is_file() and log.parent != link.parent and (link.is_symlink() or not link.exists()):
+        link.unlink(missing_ok=True)
+        link.symlink_to(log)
+
+
 def _forced(config: ExperimentConfig) -> Path:
     return notes_folder(config) / f"{os.environ['SLURM_JOB_ID']}.forced"
 

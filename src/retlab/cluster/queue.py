@@ -94,6 +94,7 @@ def _asked(*which: str) -> list[Job]:
     return found
 
 
+_RESOURCES = r"PartitionNodeLimit|PartitionConfig|BadConstraints"
 _NEVER = {
     r"PartitionNodeLimit|PartitionConfig": "it asks for more than the partition has or allows; ask for less"
     " (cluster.time, nodes, cpus, memory, gpus) or for another cluster.partition",
@@ -118,3 +119,14 @@ _NEVER = {
 def trouble(reason: str) -> str | None:
     """What to do about the reason of a waiting job, where waiting alone may not help; None for a usual reason."""
     return next((advice for pattern, advice in _NEVER.items() if re.fullmatch(pattern, reason)), None)
+
+
+def is_about_resources(reason: str) -> bool:
+    """Whether a job waits since it asks for more than there is, of which the reason does not say what."""
+    return re.fullmatch(_RESOURCES, reason) is not None
+
+
+def way_out(ids: Sequence[int]) -> str:
+    """A line that says how to take jobs out of the queue."""
+    what = "it" if len(ids) == 1 else "all of them"
+    return f"take {what} out of the queue with: scancel {' '.join(map(str, ids))}"

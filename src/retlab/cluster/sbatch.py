@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,20 +22,26 @@ _KEYS = {
     "memory": ("--mem", None, r"--mem\b|memory|node configuration"),
     "cpus": ("--cpus-per-task", "-c", r"cpus?\b|processors|node configuration"),
     "gpus": ("--gpus-per-node", None, r"gres|gpus?\b|generic resource|trackable resource|node configuration"),
-    "nodes": ("--nodes", "-N", r"node count|node configuration|\bnodes\b"),
+    "nodes": ("--nodes", "-N", r"node count|node configuration|\bnodes\b|processors"),
 }
+# Who asks, and where: it stays when others are left out to see what Slurm takes.
+_PLACES = ("partition", "account", "qos")
 
 
 @dataclass(frozen=True)
 class _Asked:
     """One thing that a job asks for."""
 
-    word: str
+    words: tuple[str, ...]
     "As sbatch reads it."
     origin: str
     "As people know it: a key of the configuration with its value, or a word after --."
     complaints: str
     "Pattern of what Slurm says when it is wrong."
+    key: str = ""
+    "Which of the keys it is, if one."
+    own: bool = False
+    "Whether this program asks for it, and no user."
 
 
 def options(cluster: ClusterSection, stage: str, num_nodes: int = 1) -> list[str]:
@@ -45,7 +52,7 @@ def options(cluster: ClusterSection, stage: str, num_nodes: int = 1) -> list[str
         stage: whose job it is; `cluster.stages` may hold other values for it.
         num_nodes: nodes of a training where `cluster.nodes` says nothing.
     """
-    return [asked.word for asked in _asked(cluster, stage, num_nodes)]
+    return [word for asked in _asked(cluster, stage, num_nodes) for word in asked.words]
 
 
 def _asked(cluster: ClusterSection, stage: str, num_nodes: int) -> Iterator[_Asked]:
@@ -61,11 +68,28 @@ def _asked(cluster: ClusterSection, stage: str, num_nodes: int) -> Iterator[_Ask
                 continue
             value, origin = (num_nodes, "train.num_nodes") if value is None else (value, origin)
         if value is not None:
-            yield _Asked(f"{option}={value}", f"{origin}: {value}", complaints)
-    yield _Asked(f"--signal=B:USR1@{cluster.signal_seconds}", f"cluster.signal_seconds: {cluster.signal_seconds}",
-                 r"--signal")  # fmt: skip
-    for word in ("--requeue", "--open-mode=append", "--ntasks-per-node=1"):
-        yield _Asked(word, f"retlab's own {word}", re.escape(word))
+            yield _Asked((f"{option}={value}",), f"{origin}: {value}", complaints, key)
+    for word in (f"--signal=B:USR1@{cluster.signal_seconds}", "--requeue", "--open-mode=append", "--ntasks-per-node=1"):
+        yield _Asked((word,), "", "", own=True)
+
+
+def _given(given: Sequence[str]) -> Iterator[_Asked]:
+    """The user's own words, each with its value."""
+    groups: list[list[str]] = []
+    for word in given:
+        if word.startswith("-") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    for words in groups:
+        for key, (option, short, complaints) in _KEYS.items():
+            value = given_value(words, option, short)
+            if value is not None:
+                yield _Asked(tuple(words), f"{option}={value} after --", complaints, key)
+                break
+        else:
+            # Such as --gres=gpu:9, which no node has.
+            complaints = f"{re.escape(words[0].split('=')[0])}|node configuration"
+            yield _Asked(tuple(words), f"{' '.join(words)} after --", complaints)
 
 
 def submit(
@@ -94,7 +118,8 @@ def submit(
     command = ["sbatch", "--parsable", *options(cluster, stage, num_nodes), *chosen, *given, *script]
     answer = call(command, keep_open=keep_open)
     if answer.returncode != 0:
-        raise UserError(_refusal(reason_given(answer), stage, cluster, given, num_nodes, [*chosen, *given, *script]))
+        said = reason_given(answer)
+        raise UserError(_refusal(said, stage, _culprits(said, words, stage, cluster, given, num_nodes)))
     number = answer.stdout.split(";")[0].strip()
     if not number.isdigit():
         said = " ".join((answer.stdout + answer.stderr).split())
@@ -104,17 +129,27 @@ def submit(
 
 def unstartable(
     words: Sequence[str], *, stage: str, cluster: ClusterSection, given: Sequence[str] = (), num_nodes: int = 1
-) -> str | None:
-    """What Slurm says against such a job ever starting, with where it comes from; None where it says nothing.
+) -> tuple[str, list[str]] | None:
+    """What Slurm says against such a job ever starting, and what it asks for that is to blame.
 
-    For jobs that wait for others: of those the queue itself tells no other reason.
+    None where Slurm says nothing. For jobs that wait for others: of those the queue itself tells no other reason.
     """
-    chosen, script = _split(words)
-    kept = without(given, "--dependency", "-d")
-    answer = call(["sbatch", "--test-only", *options(cluster, stage, num_nodes), *chosen, *kept, *script])
+    answer = _tested(words, [*options(cluster, stage, num_nodes), *given])
     if answer.returncode == 0:
         return None
-    return _refusal(reason_given(answer), stage, cluster, given, num_nodes, [*chosen, *kept, *script])
+    said = reason_given(answer)
+    if re.search(r"submit limit", said, flags=re.IGNORECASE):
+        # One job more would be too many; those that wait were taken already.
+        return None
+    culprits = _culprits(said, words, stage, cluster, given, num_nodes)
+    return _refusal(said, stage, culprits), culprits
+
+
+def _tested(words: Sequence[str], asked: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """What Slurm would say to a job now, if it had not to wait for others."""
+    chosen, script = _split(words)
+    free = without([*chosen, *asked], "--dependency", "-d")
+    return call(["sbatch", "--test-only", *free, *script])
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -123,37 +158,40 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words[:first]), list(words[first:])
 
 
-def _refusal(
-    said: str, stage: str, cluster: ClusterSection, given: Sequence[str], num_nodes: int, rest: Sequence[str]
-) -> str:
-    """What Slurm said with where it comes from; `rest` are the words beside those of the configuration."""
-    asked = [one for one in _asked(cluster, stage, num_nodes) if not one.origin.startswith("retlab's own")]
-    values = {key: given_value(given, option, short) for key, (option, short, _) in _KEYS.items()}
-    overruled = {key: value for key, value in values.items() if value is not None}
-    asked = [one for one in asked if not any(one.word.startswith(f"{_KEYS[key][0]}=") for key in overruled)]
-    suspects = [one for one in asked if re.search(one.complaints, said, flags=re.IGNORECASE)]
-    if len(suspects) > 1:
-        suspects = _guilty(suspects, options(cluster, stage, num_nodes), rest) or suspects
-    blamed = [one.origin for one in suspects]
-    for key, value in overruled.items():
-        if re.search(_KEYS[key][2], said, flags=re.IGNORECASE):
-            blamed.append(f"{_KEYS[key][0]}={value} after --")
-    named = [word for word in given if word.startswith("-") and word.split("=")[0] in said]
-    blamed += [f"{word} after --" for word in named if not any(word.split("=")[0] in one for one in blamed)]
-    if not blamed:
-        blamed = [one.origin for one in asked if "signal_seconds" not in one.origin]
-        blamed += [f"{' '.join(given)} after --"] if given else []
-    source = f"; it comes from {', '.join(blamed)}" if blamed else ""
+def _refusal(said: str, stage: str, culprits: Sequence[str]) -> str:
+    source = f"; it comes from {', '.join(culprits)}" if culprits else ""
     return f"Slurm refuses a job for {stage}: {said}{source}"
 
 
-def _guilty(suspects: Sequence[_Asked], asked: Sequence[str], rest: Sequence[str]) -> list[_Asked]:
-    """Those of them without any single one of which Slurm would take the job."""
-    return [
-        one
-        for one in suspects
-        if call(["sbatch", "--test-only", *(word for word in asked if word != one.word), *rest]).returncode == 0
-    ]
+def _culprits(
+    said: str, words: Sequence[str], stage: str, cluster: ClusterSection, given: Sequence[str], num_nodes: int
+) -> list[str]:
+    """What the words of Slurm are about, as people know it.
+
+    Where they fit several things, Slurm is asked which of them it would take.
+    """
+    after = list(_given(given))
+    overruled = {asked.key for asked in after if asked.key}
+    all_asked = [*(one for one in _asked(cluster, stage, num_nodes) if one.key not in overruled), *after]
+    users = [one for one in all_asked if not one.own]
+    suspects = [one for one in users if re.search(one.complaints, said, flags=re.IGNORECASE)] or users
+    if len(suspects) > 1:
+        suspects = _tried(words, all_asked, suspects)
+    return [one.origin for one in suspects]
+
+
+def _tried(words: Sequence[str], all_asked: Sequence[_Asked], suspects: Sequence[_Asked]) -> list[_Asked]:
+    """Those of the suspects without which Slurm would take the job; all where that tells nothing."""
+    amounts = [one for one in suspects if one.key not in _PLACES]
+
+    def takes(left_out: Sequence[_Asked]) -> bool:
+        asked = [word for one in all_asked if one not in left_out for word in one.words]
+        return _tested(words, asked).returncode == 0
+
+    if not takes(amounts):
+        return [one for one in suspects if one.key in _PLACES] or list(suspects)
+    alone = [one for one in amounts if not takes([other for other in amounts if other != one])]
+    return alone or [one for one in amounts if takes([one])] or list(suspects)
 
 
 def given_value(given: Sequence[str], option: str, short: str | None) -> str | None:

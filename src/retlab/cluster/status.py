@@ -35,6 +35,10 @@ class Status:
     "What more there is to say."
     tail: list[str] = field(default_factory=list)
     "The last lines of its log."
+    waiting: set[int] = field(default_factory=set)
+    "Numbers of its jobs that wait."
+    is_stuck: bool = False
+    "Whether waiting alone may not help."
     changes: list[str] = field(default_factory=list)
     "How a finished output differs from what the configuration would make."
 
@@ -129,6 +133,7 @@ def _say_live(status: Status, job: Job, task: str, log: Path) -> None:
             "None": "Slurm has not looked at it yet",
         }
         why = advice or usual.get(job.reason)
+        status.waiting, status.is_stuck = {job.id}, advice is not None
         status.state, status.detail = "pending", f"job {task}: {job.reason}" + (f": {why}" if why else "")
         return
     state = "" if job.state == "RUNNING" else f" ({job.state.lower()})"

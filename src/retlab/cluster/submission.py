@@ -1,13 +1,13 @@
 """Stages as jobs: one, or all of them chained."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from retlab.cluster import queue, sbatch
-from retlab.cluster.notes import JobNote, forget, keep_config, notes_folder, read_notes, same_job, task_name, write_note
+from retlab.cluster.notes import JobNote, forget, keep_config, notes_folder, read_notes, same_job, write_note
 from retlab.config import ExperimentConfig
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
@@ -112,25 +112,47 @@ def submit_chain(stages: Sequence[Submission], say: Callable[[str], None]) -> li
         if isinstance(error, UserError) and notes:
             raise UserError(f"{error}; the jobs before it were cancelled, nothing is left in the queue") from None
         raise
-    for line in _never_startable(stages):
-        say(line)
     return notes
 
 
-def _never_startable(stages: Sequence[Submission]) -> Iterator[str]:
-    """What Slurm says against jobs that wait for others; of the first job it says it in the queue."""
-    asked = {tuple(sbatch.options(stages[0].config.cluster, stages[0].stage, stages[0].num_nodes))}
-    for wanted in stages[1:]:
-        options = tuple(sbatch.options(wanted.config.cluster, wanted.stage, wanted.num_nodes))
-        if options in asked:
-            continue
-        asked.add(options)
-        said = sbatch.unstartable(
-            wanted.command(), stage=wanted.stage, cluster=wanted.config.cluster, given=wanted.given,
-            num_nodes=wanted.num_nodes,
-        )  # fmt: skip
-        if said:
-            yield f"note: as things are, {wanted.stage} can never start. {said}"
+def hindrances(stages: Sequence[Submission], notes: Sequence[JobNote]) -> list[str]:
+    """A line for each thing that waiting alone will not mend, and how to take the jobs out of the queue."""
+    found = queue.jobs_looked_at([note.job for note in notes])
+    requests: set[tuple[str, ...]] = set()
+    lines: dict[tuple[str, ...], str] = {}
+    for wanted, note in zip(stages, notes, strict=True):
+        options = sbatch.options(wanted.config.cluster, wanted.stage, wanted.num_nodes)
+        asked = tuple(word for word in options if word != "--nodes=1")
+        # Another job that asks for the same waits for the same.
+        if asked not in requests:
+            requests.add(asked)
+            waiting = [job.reason for job in same_job(note, found) if job.state == "PENDING"]
+            line, culprits = _hindrance(wanted, note, next(filter(queue.trouble, waiting), None))
+            lines.setdefault(culprits or asked, line)
+    told = list(filter(None, lines.values()))
+    return [*told, queue.way_out([note.job for note in notes])] if told else []
+
+
+def _hindrance(wanted: Submission, note: JobNote, reason: str | None) -> tuple[str, tuple[str, ...]]:
+    """What keeps a job from starting, and what it asks for that is to blame.
+
+    A job that waits for others often gives no other reason in the queue; so Slurm is asked what it has against it.
+    """
+    against = _against(wanted) if reason is None or queue.is_about_resources(reason) else None
+    waits = f"note: job {note.job} ({note.stage}) waits: {reason}"
+    if against is None:
+        return (f"{waits}: {queue.trouble(reason)}" if reason else ""), ()
+    said, culprits = against
+    if reason and culprits:
+        return f"{waits}: as things are, it can never start; it comes from {', '.join(culprits)}", tuple(culprits)
+    return f"note: as things are, {note.stage} can never start. {said}", tuple(culprits)
+
+
+def _against(wanted: Submission) -> tuple[str, list[str]] | None:
+    return sbatch.unstartable(
+        wanted.command(), stage=wanted.stage, cluster=wanted.config.cluster, given=wanted.given,
+        num_nodes=wanted.num_nodes,
+    )  # fmt: skip
 
 
 def _announcement(note: JobNote) -> str:
@@ -150,15 +172,3 @@ def refuse_queued(config: ExperimentConfig, stages: Sequence[str]) -> None:
                 f"{note.stage} of {config.name} is in the queue already: job {note.job} is {live[0].state.lower()};"
                 f" wait for it, or take it out with: scancel {note.job}"
             )
-
-
-def what_waits(notes: Sequence[JobNote]) -> list[str]:
-    """A line for each job that Slurm already says will not start by waiting alone."""
-    found = queue.jobs_looked_at([note.job for note in notes])
-    lines = {}
-    for note in notes:
-        for job in same_job(note, found):
-            advice = queue.trouble(job.reason) if job.state == "PENDING" else None
-            if advice:
-                lines[note.job] = f"note: job {task_name(job.id, None)} ({note.stage}) waits: {job.reason}: {advice}"
-    return list(lines.values())

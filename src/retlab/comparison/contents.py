@@ -120,8 +120,9 @@ def sizes(runs: Sequence[Run]) -> Table:
     """What each run is and what it has seen."""
     columns = [
         Column("architecture", is_text=True), Column("parameters"), Column("per trained token", "MFLOP"),
-        Column("training", "PFLOP"), Column("steps"), Column("tokens seen"), Column("training", "tokens/s"),
-        Column("training", "min"), Column("peak memory", "GiB"),
+        Column("training", "PFLOP"), Column("steps"), Column("tokens seen"), Column("epochs"),
+        Column("training", "tokens/s"), Column("training", "min"), Column("peak memory", "GiB"),
+        Column("data", is_text=True),
     ]  # fmt: skip
     return without_empty(Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs]))
 
@@ -138,9 +139,11 @@ def _size_cells(run: Run) -> list[Cell]:
         significant(None if flops is None or tokens is None else flops * tokens / 1e15, 4),
         number(report.get("steps"), ",d"),
         number(tokens, ",d"),
+        significant(last.get("epoch")),
         number(run.tokens_per_second, ",.0f"),
         number(None if seconds is None else seconds / 60, ",.1f"),
         number(None if memory is None else memory / 2**30, ".2f"),
+        words(_plain(run.config.get("data.source") or "")),
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from retlab import artifacts
 from retlab.emissions import track_emissions
 from retlab.errors import EXIT_OK, StorageFailed, UserError
-from retlab.storage import storage_errors
+from retlab.storage import make_folder, storage_errors
 from retlab.sweep.failures import keep_failure, memory_kills, of_death, of_error, of_time
 from retlab.sweep.grid import Trial
 from retlab.sweep.results import read_failure, read_result
@@ -45,7 +45,7 @@ def run_alone(
         Interrupted: `stop_requested` became true; the work is saved.
         SystemExit: the child has said why.
     """
-    trial.folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(trial.folder.parent)
     heard, begun = os.pipe()
     alive, kept = os.pipe()
     kills = memory_kills()

@@ -13,6 +13,7 @@ from retlab.emissions import StageEmissions, track_emissions
 from retlab.errors import UserError
 from retlab.progress import Progress, counted, progress
 from retlab.section import shown_path
+from retlab.storage import make_folder
 from retlab.sweep.energy import EnergyShares
 from retlab.sweep.failures import keep_failure
 from retlab.sweep.grid import Grid, Trial
@@ -42,8 +43,8 @@ def pool_for(grid: Grid, trials: Sequence[Trial], stop_requested: Callable[[], b
                 f"train.{key} is {several}, but a trial of a sweep takes one GPU or process; set it to 1, and"
                 " grid_search.workers to the trials at a time"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    grid.trials_folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    make_folder(grid.trials_folder)
     return Pool(_places(grid, len(trials)), section.trial_timeout, stop_requested, folder)
 
 

@@ -3,23 +3,20 @@
 import csv
 import io
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from retlab.artifacts import write_atomic
 from retlab.sweep.comparison import Comparison, Entry
+from retlab.sweep.drawing import leave_out_outliers, mark_best, over_seeds, set_title, style_of
+from retlab.sweep.learning_rates import over_learning_rate
 from retlab.sweep.outcomes import Outcome
-
-LEARNING_RATE = "train.learning_rate"
 
 Curve = list[tuple[float, float | None, float | None]]
 """Tokens, training loss and validation loss of each line of a trial's metrics."""
 
-# Paul Tol's bright scheme, told apart by people with any colour vision.
-_COLOURS = ("#4477aa", "#ee6677", "#228833")
-_MARKERS = ("o", "^", "D")
-_ENERGY_UNITS = (("kWh", 1.0), ("Wh", 1e3), ("mWh", 1e6))
+_UNITS = ((1.0, "kWh"), (1e-3, "Wh"), (1e-6, "mWh"))
+"""Units of energy in kWh, the largest first."""
 
 
 def write_plots(comparison: Comparison) -> list[str]:
@@ -29,7 +26,7 @@ def write_plots(comparison: Comparison) -> list[str]:
         Names of the pictures.
     """
     pictures: dict[str, Callable[[Comparison, Any], bool]] = {
-        "loss_over_learning_rate.png": _over_learning_rate,
+        "loss_over_learning_rate.png": over_learning_rate,
         "loss_over_parameters.png": _over_parameters,
         "loss_over_energy.png": _over_energy,
         "best_runs.png": _best_runs,
@@ -58,88 +55,19 @@ def _png(comparison: Comparison, draw: Callable[[Comparison, Any], bool]) -> byt
     return picture.getvalue()
 
 
-def _style(comparison: Comparison, architecture: str) -> dict[str, Any]:
-    place = comparison.architectures.index(architecture)
-    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
-
-
-def _over_learning_rate(comparison: Comparison, figure: Any) -> bool:
-    """A panel for each architecture, a thin line for each combination of the other axes, the best one thick."""
-    entries = [entry for entry in comparison.entries.values() if LEARNING_RATE in entry.point.values]
-    if not any(entry.validation.mean is not None for entry in entries):
-        return False
-    figure.suptitle(f"{comparison.grid.config.name}: validation loss over learning rate", fontsize=14)
-    panels: Any = figure.subplots(1, len(comparison.architectures), sharey=True, squeeze=False)[0]
-    for architecture, axes in zip(comparison.architectures, panels, strict=True):
-        own = [entry for entry in entries if entry.architecture == architecture]
-        best = comparison.best.get(architecture)
-        _learning_rates(axes, own, best, _style(comparison, architecture))
-        _rate_ticks(axes, own)
-        thick = "" if best is None else f"thick: {_others(best) or 'the only combination'}"
-        axes.set_xlabel("\n".join(["learning rate", *textwrap.wrap(thick, 140 // len(panels))]))
-        axes.set_title(architecture, fontsize=12)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("validation loss, nats per token")
-    return True
-
-
-def _learning_rates(axes: Any, entries: Sequence[Entry], best: Entry | None, style: dict[str, Any]) -> None:
-    groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=_rate):
-        groups.setdefault(_others(entry), []).append(entry)
-    for others, group in groups.items():
-        is_best = best is not None and others == _others(best)
-        kind = {"linewidth": 2.5, "zorder": 3} if is_best else {"linewidth": 0.8, "alpha": 0.45, "markersize": 3}
-        # A point without a loss is a gap in its line.
-        losses = [math.nan if entry.validation.mean is None else entry.validation.mean for entry in group]
-        bars = [entry.validation.deviation or 0.0 for entry in group]
-        axes.errorbar(
-            [_rate(entry) for entry in group],
-            losses,
-            bars if is_best and any(bars) else None,
-            capsize=3,
-            **style,
-            **kind,
-        )
-
-
-def _rate_ticks(axes: Any, entries: Sequence[Entry]) -> None:
-    """The grid's own rates, each with the number of trials that diverged there."""
-    lost: dict[float, int] = {}
-    for entry in entries:
-        lost[_rate(entry)] = lost.get(_rate(entry), 0) + entry.counts["diverged"]
-    labels = [f"{rate:g}" + (f"\n{count} diverged" if count else "") for rate, count in lost.items()]
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    # Labels of many rates would run into each other.
-    axes.set_xticks(list(lost), labels, rotation=90 if len(lost) > 5 else 0, fontsize=9)
-    axes.margins(x=0.12)
-
-
-def _rate(entry: Entry) -> float:
-    return float(entry.point.values[LEARNING_RATE])
-
-
-def _others(entry: Entry) -> str:
-    """Values of the other axes."""
-    values = entry.point.values.items()
-    return ", ".join(f"{key} {value}" for key, value in values if key != LEARNING_RATE)
-
-
 def _over_parameters(comparison: Comparison, figure: Any) -> bool:
     return _over(comparison, figure, "parameters", lambda entry: entry.parameters, "parameters")
 
 
 def _over_energy(comparison: Comparison, figure: Any) -> bool:
-    largest = max((entry.energy.mean or 0.0 for entry in comparison.entries.values()), default=0.0)
-    unit, factor = next((pair for pair in _ENERGY_UNITS if largest * pair[1] >= 1), _ENERGY_UNITS[-1])
-    return _over(
-        comparison,
-        figure,
-        "energy",
-        lambda entry: None if entry.energy.mean is None else entry.energy.mean * factor,
-        f"energy of a trial, {unit}",
-    )
+    energies = [entry.energy.mean for entry in comparison.entries.values() if entry.energy.mean]
+    # Ticks of a few digits, whether a trial takes a second or a week.
+    size, unit = next((pair for pair in _UNITS if max(energies, default=0.0) >= pair[0]), _UNITS[-1])
+
+    def cost(entry: Entry) -> float | None:
+        return None if entry.energy.mean is None else entry.energy.mean / size
+
+    return _over(comparison, figure, "energy", cost, f"energy of a trial, {unit}")
 
 
 def _over(comparison: Comparison, figure: Any, what: str, cost: Callable[[Entry], float | None], label: str) -> bool:
@@ -147,42 +75,65 @@ def _over(comparison: Comparison, figure: Any, what: str, cost: Callable[[Entry]
     points = [entry for entry in comparison.entries.values() if entry.test.mean is not None and (cost(entry) or 0) > 0]
     if not points:
         return False
-    figure.suptitle(f"{comparison.grid.config.name}: test loss over {what}", fontsize=14)
+    set_title(figure, comparison, f"test loss over {what}")
     axes = figure.add_subplot()
     for architecture in comparison.architectures:
         own = [entry for entry in points if entry.architecture == architecture]
         # Of equal costs the best comes first.
         own.sort(key=lambda entry: (cost(entry) or 0, entry.validation.mean or 0))
-        style = _style(comparison, architecture)
+        style = style_of(comparison, architecture)
         axes.errorbar(
             [cost(entry) for entry in own],
             [entry.test.mean for entry in own],
             yerr=[entry.test.deviation or 0.0 for entry in own] if _has_seeds(own) else None,
-            linestyle="none", elinewidth=0.8, alpha=0.5, fillstyle="none", label=f"{architecture}, each point", **style,
+            linestyle="none", elinewidth=0.8, alpha=0.5, fillstyle="none",
+            label=f"{architecture}, each point{_left_out(comparison, architecture)}", **style,
         )  # fmt: skip
+        if not own:
+            continue
         chosen = _chosen(own)
         axes.step(
             [cost(entry) for entry in chosen],
             [entry.test.mean for entry in chosen],
-            where="post", linewidth=2, label=f"{architecture}, best by validation up to here", **style,
+            where="post", linewidth=2, label=f"{architecture}, best up to here", **style,
         )  # fmt: skip
-        # The last of them has the lowest validation loss of all.
-        for entry in chosen[-1:]:
-            axes.plot(cost(entry), entry.test.mean, linestyle="none", label=f"{architecture}, best of all",
-                      **style | {"marker": "*", "markersize": 17, "markeredgecolor": "black"})  # fmt: skip
-    _readable_ticks(axes, [cost(entry) or 0 for entry in points])
+        best = comparison.best.get(architecture)
+        if best in own:
+            said = f"{architecture}, best: point {best.point.number}, test {best.test.mean:.4f}"
+            mark_best(axes, cost(best), best.test.mean, style, said)
+    costs = [cost(entry) or 0 for entry in points]
+    _readable_ticks(axes, costs)
+    leave_out_outliers([axes], [[entry.test.mean or 0.0 for entry in points]])
     axes.set_xlabel(label)
-    axes.set_ylabel("test loss, nats per token")
+    axes.set_ylabel("test loss, nats per token" + over_seeds(comparison))
     axes.grid(alpha=0.3)
-    _legend_below(figure, axes, comparison.architectures)
+    _legend_below(figure, axes, comparison.architectures, "best is what has the lowest validation loss")
     return True
 
 
-def _legend_below(figure: Any, axes: Any, architectures: Sequence[str]) -> None:
-    """A column for each architecture, by the beginning of the labels."""
+def _left_out(comparison: Comparison, architecture: str) -> str:
+    """How many trials have no loss to be drawn."""
+    counts = [entry.counts for (_, name), entry in comparison.entries.items() if name == architecture]
+    lost = {status: sum(count[status] for count in counts) for status in ("diverged", "failed", "missing")}
+    said = [f"{number} {status}" for status, number in lost.items() if number]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _legend_below(figure: Any, axes: Any, architectures: Sequence[str], title: str | None) -> None:
+    """A column for each architecture, by the beginning of the labels; two columns where they were too many."""
+    from matplotlib.lines import Line2D
+
     found = list(zip(*axes.get_legend_handles_labels(), strict=True))
-    ordered = [pair for name in architectures for pair in found if pair[1].startswith(f"{name},")]
-    figure.legend(*zip(*ordered, strict=True), loc="outside lower center", ncols=len(architectures), fontsize=9)
+    columns = [[pair for pair in found if pair[1].startswith(f"{name},")] for name in architectures]
+    columns = [column for column in columns if column]
+    # The legend fills its columns one after another, to equal lengths.
+    longest = max(map(len, columns))
+    nothing = Line2D([], [], linestyle="none")
+    filled = [pair for column in columns for pair in [*column, *[(nothing, "")] * (longest - len(column))]]
+    ncols = len(columns) if len(columns) < 4 else 2
+    figure.legend(
+        *zip(*filled, strict=True), loc="outside lower center", ncols=ncols, fontsize=9, title=title, title_fontsize=9
+    )
 
 
 def _has_seeds(entries: Sequence[Entry]) -> bool:
@@ -203,14 +154,14 @@ def _readable_ticks(axes: Any, costs: Sequence[float]) -> None:
     """A log axis with ticks of few digits, or a plain one where the costs are near to each other."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    low, high = min(costs), max(costs)
-    if high < 1.2 * low:
-        # Nearly equal costs are to look nearly equal.
-        axes.set_xlim(0.9 * low, 1.1 * high)
-    elif high > 4 * low:
+    least, most = min(costs), max(costs)
+    if most > 4 * least:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif most < 1.3 * least:
+        # Costs that are nearly the same look so.
+        axes.set_xlim(least / 1.3, most * 1.3)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}")
 
 
@@ -224,11 +175,11 @@ def _best_runs(comparison: Comparison, figure: Any) -> bool:
     ]
     if not any(curve for _, _, curve in curves):
         return False
-    figure.suptitle(f"{comparison.grid.config.name}: the best run of each architecture", fontsize=14)
+    set_title(figure, comparison, "the best run of each architecture")
     axes = figure.add_subplot()
     named = set()
     for entry, _, curve in curves:
-        style = _style(comparison, entry.architecture)
+        style = style_of(comparison, entry.architecture)
         label = None if entry.architecture in named else entry.architecture
         named.add(entry.architecture)
         training = [(tokens, loss) for tokens, loss, _ in curve if loss is not None]
@@ -243,7 +194,8 @@ def _best_runs(comparison: Comparison, figure: Any) -> bool:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     _cut_first_losses(axes, [curve for _, _, curve in curves])
-    _legend_below(figure, axes, list(comparison.best))
+    seeds = len(comparison.grid.config.grid_search.seeds)
+    _legend_below(figure, axes, list(comparison.best), "test losses are means over seeds" if seeds > 1 else None)
     return True
 
 

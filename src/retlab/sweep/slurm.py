@@ -14,6 +14,7 @@ from retlab.cluster.client import call, require
 from retlab.cluster.notes import JobNote, keep_config, notes_folder, write_note
 from retlab.errors import UserError
 from retlab.section import PROJECT_ROOT, shown_path
+from retlab.storage import make_folder
 from retlab.sweep.grid import Grid, Trial
 from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.submissions import (
@@ -53,7 +54,9 @@ def submit_missing(
             require("sbatch")
         except UserError as error:
             raise UserError(f"{error} where grid_search.engine is local") from None
-    grid.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(grid.folder)
+    if not plan_only:
+        make_folder(grid.trials_folder)
     claim(grid)
     plan = make_plan(grid, retry_failed)
     for line in plan.lines():
@@ -117,7 +120,7 @@ def submit_sweep(
         _withdraw(folder, submission)
         raise
     say(f"logs: {shown_path(notes_folder(grid.config))}/trials-*.log")
-    for line in _what_waits(submission.jobs):
+    for line in _what_waits(submission.jobs, [submission.table] if submission.table is not None else []):
         say(line)
     return submission
 
@@ -249,11 +252,12 @@ def _percents(folder: Path) -> str:
     return str(folder).replace("%", "%%")
 
 
-def _what_waits(arrays: Sequence[int]) -> list[str]:
-    """A line for an array that Slurm already says will not start by waiting alone."""
+def _what_waits(arrays: Sequence[int], after: Sequence[int] = ()) -> list[str]:
+    """A line for an array that Slurm already says will not start by waiting alone, and how to be rid of all."""
     try:
         found = queue.jobs_looked_at(arrays)
     except UserError:
         return []
     reasons = {(job.id, job.reason): queue.trouble(job.reason) for job in found if job.state == "PENDING"}
-    return [f"note: job {job} waits: {reason}: {advice}" for (job, reason), advice in reasons.items() if advice]
+    lines = [f"note: job {job} waits: {reason}: {advice}" for (job, reason), advice in reasons.items() if advice]
+    return [*lines, queue.way_out([*arrays, *after])] if lines else []

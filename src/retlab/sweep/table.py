@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from retlab.artifacts import write_atomic
+from retlab.storage import make_folder
 from retlab.sweep.comparison import Comparison, Entry, Versus, compare
 from retlab.sweep.grid import Grid, Point
 from retlab.sweep.intervals import Difference, Spread
@@ -30,7 +31,7 @@ def write_tables(grid: Grid, say: Callable[[str], None], *, compares: bool = Tru
         say: prints a line for people.
         compares: compare the predictions of models that were not compared yet; it takes a second or more for a pair.
     """
-    grid.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(grid.folder)
     outcomes = read_outcomes(grid)
     comparison = compare(grid, outcomes, compare_models(grid, outcomes, say, compares))
     rows = trial_rows(comparison)
