@@ -18,11 +18,11 @@ BATCH = "3"
 NAMES = ["local_mc", "local_wino", "local_ppl"]
 
 
-# One process for all models, since it takes long to start, and one reading of the harness's thousands of task files.
+# One process for all models, since it takes long to start, which passes over the harness's own thousands of task files.
 COMMANDS = """
-import functools, json, runpy, sys
+import json, runpy, sys
 from lm_eval.tasks import _index
-_index.load_yaml = functools.cache(_index.load_yaml)
+_index._IGNORE_DIRS.add("lm_eval")
 for command in json.loads(sys.argv[1]):
     sys.argv = ["lm_eval", *command]
     runpy.run_module("lm_eval", run_name="__main__")
