@@ -89,7 +89,10 @@ def _refuse_missing_tasks(stage: Stage) -> None:
     manifest = read_manifest(stage.output)
     failed = manifest["report"]["failed"] if manifest else {}
     if failed:
-        raise UserError(f"evaluate.tasks.names: not measured, all others are: {'; '.join(by_reason(failed))}")
+        raise UserError(
+            f"evaluate.tasks.names: not measured, while all others are: {'; '.join(by_reason(failed))} (mend that, and"
+            " the same command measures what is missing)"
+        )
 
 
 # Every task is kept as soon as it is measured, whatever else is asked for the next time.

@@ -104,7 +104,7 @@ def test_the_quickstart_in_a_fresh_clone(quickstart: Path) -> None:
         "gzip", "xz", "kWh", "def read_lines",
     ):  # fmt: skip
         assert word in text, word
-    comparison = text[text.rindex("[evaluate_model]") :].splitlines()[1:]
+    comparison = text[text.rindex("[evaluate_model") :].splitlines()[1:]
     assert max(len(line) for line in comparison) <= 100
     assert (quickstart / "runs" / "quickstart-transformer" / "model" / "model.safetensors").is_file()
     files = [file for name in ("data", "runs/quickstart-retnet", "runs/quickstart-transformer")

@@ -186,15 +186,19 @@ def damage(folder: Path, manifest: dict[str, Any], verify: bool) -> str | None:
 def link_files(source: Path, target: Path) -> None:
     """Have a folder hold the files of a published one beside its own, by hard links where the file system has them.
 
-    Who changes such a file must replace it, as `write_atomic` does.
+    Files that are not as they were published are left out. Who changes one must replace it, as `write_atomic` does.
     """
-    for file in source.iterdir():
-        there = target / file.name
-        if file.is_file() and file.name != MANIFEST and not file.name.startswith(".") and not there.exists():
-            try:
-                os.link(file, there)
-            except OSError:
-                shutil.copy2(file, there)
+    manifest = read_manifest(source)
+    assert manifest is not None
+    for name, entry in (manifest["outputs"] | manifest["volatile"].get("files", {})).items():
+        file, there = source / name, target / name
+        if there.exists() or not file.is_file() or sha256_file(file) != entry["sha256"]:
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, there)
+        except OSError:
+            shutil.copy2(file, there)
 
 
 def publish_folder(partial: Path, target: Path) -> None:

@@ -224,7 +224,7 @@ class Stage:
             unfinished.mkdir()
             if self.resumable:
                 artifacts.write_json(claim, described)
-        if self.continues and not self.command.force and self.output.exists():
+        if self.continues and not self.command.force and artifacts.read_manifest(self.output):
             artifacts.link_files(self.output, unfinished)
 
     def _work(self, build: Callable[[Path], dict[str, Any]]) -> None:

@@ -60,6 +60,15 @@ def test_up_to_date_added_forced(lab: Lab, folder: Path, loads: list[str], capsy
     assert loads[4:] == ["local_wino"]
 
 
+def test_a_result_that_was_changed_is_measured_anew(lab: Lab, folder: Path, loads: list[str]) -> None:
+    evaluate(lab, folder, "local_mc", "local_wino")
+    file = lab.run_folder / "evaluation" / "tasks" / "local_wino.json"
+    file.write_text(file.read_text().replace('"value": ', '"value": 1'))
+    evaluate(lab, folder, "local_mc", "local_wino")
+    assert loads == ["local_mc", "local_wino", "local_wino"]
+    assert all(row["value"] <= 1 for row in lab.results()["tasks"])
+
+
 def test_a_task_that_fails_is_tried_again_alone(lab: Lab, folder: Path, loads: list[str]) -> None:
     write_task(folder, "gone")
     for _ in range(2):

@@ -18,9 +18,11 @@ BATCH = "3"
 NAMES = ["local_mc", "local_wino", "local_ppl"]
 
 
-# One process for all models, since it takes long to start.
+# One process for all models, since it takes long to start, and one reading of the harness's thousands of task files.
 COMMANDS = """
-import json, runpy, sys
+import functools, json, runpy, sys
+from lm_eval.tasks import _index
+_index.load_yaml = functools.cache(_index.load_yaml)
 for command in json.loads(sys.argv[1]):
     sys.argv = ["lm_eval", *command]
     runpy.run_module("lm_eval", run_name="__main__")
