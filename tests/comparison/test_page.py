@@ -90,7 +90,7 @@ def test_nothing_comes_from_outside_and_text_is_text(files: dict[str, Path]) -> 
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert not re.search(r"https?://", page.text[0] + text)
-    for heading in ("Summary", "Learning curves", "Loss by position", "Tasks", "Latency and memory", "Samples",
+    for heading in ("Summary", "Training", "Loss by position", "Tasks", "Latency and memory", "Samples",
                     "Energy and emissions", "Environment", "Difference from the baseline"):  # fmt: skip
         assert heading in text
     highlighted = [cell for cell in page.cells if "differs" in cell.get("class", "")]

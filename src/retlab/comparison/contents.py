@@ -120,30 +120,47 @@ def sizes(runs: Sequence[Run]) -> Table:
     """What each run is and what it has seen."""
     columns = [
         Column("architecture", is_text=True), Column("parameters"), Column("per trained token", "MFLOP"),
-        Column("training", "PFLOP"), Column("steps"), Column("tokens seen"), Column("epochs"),
-        Column("training", "tokens/s"), Column("training", "min"), Column("peak memory", "GiB"),
-        Column("data", is_text=True),
+        Column("data", is_text=True), Column("steps"), Column("tokens seen"), Column("epochs"),
     ]  # fmt: skip
-    return without_empty(Table("size and training", columns, [Row(run.name, _size_cells(run)) for run in runs]))
+    return without_empty(Table("size", columns, [Row(run.name, _size_cells(run)) for run in runs]))
 
 
 def _size_cells(run: Run) -> list[Cell]:
     report, model = run.trained.get("report", {}), run.results["model"]
-    flops, tokens = report.get("flops_per_token"), report.get("tokens")
-    last = run.metrics[-1] if run.metrics else {}
-    seconds, memory = last.get("seconds"), last.get("peak_memory_bytes")
+    flops, last = report.get("flops_per_token"), run.metrics[-1] if run.metrics else {}
     return [
         words(str(model.get("architecture", ""))),
         number(model.get("parameters"), ",d"),
         significant(None if flops is None else flops / 1e6, 4),
-        significant(None if flops is None or tokens is None else flops * tokens / 1e15, 4),
+        words(_plain(run.config.get("data.source") or "")),
         number(report.get("steps"), ",d"),
-        number(tokens, ",d"),
+        number(report.get("tokens"), ",d"),
         significant(last.get("epoch")),
+    ]
+
+
+def training(runs: Sequence[Run]) -> Table | None:
+    """What the training took."""
+    columns = [
+        Column("best validation loss", "nats/token"), Column("at step"), Column("work", "PFLOP"),
+        Column("speed", "tokens/s"), Column("time in steps", "min"), Column("peak memory", "GiB"),
+    ]  # fmt: skip
+    rows = mark_columns([Row(run.name, _training_cells(run)) for run in runs], {3: "higher", 4: "lower", 5: "lower"})
+    table = without_empty(Table("training", columns, rows))
+    return table if table.columns else None
+
+
+def _training_cells(run: Run) -> list[Cell]:
+    report, last = run.trained.get("report", {}), run.metrics[-1] if run.metrics else {}
+    flops, tokens = report.get("flops_per_token"), report.get("tokens")
+    seconds, memory = last.get("seconds"), last.get("peak_memory_bytes")
+    return [
+        number(report.get("best_validation_loss"), ".4f"),
+        number(report.get("best_step"), ",d"),
+        significant(None if flops is None or tokens is None else flops * tokens / 1e15, 4),
         number(run.tokens_per_second, ",.0f"),
         number(None if seconds is None else seconds / 60, ",.1f"),
         number(None if memory is None else memory / 2**30, ".2f"),
-        words(_plain(run.config.get("data.source") or "")),
     ]
 
 

@@ -68,7 +68,7 @@ def latency_table(runs: Sequence[Run]) -> Table | None:
         return None
     columns = [
         Column("prefill", "ms"), Column("95 %", "ms"), Column("per token", "ms"), Column("95 % ", "ms"),
-        Column("peak memory", "MiB"), Column("state each", "MiB"),
+        Column("peak", "MiB"), Column("state each", "MiB"),
     ]  # fmt: skip
     table: list[Row] = []
     notes = []

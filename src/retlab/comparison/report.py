@@ -64,7 +64,7 @@ def compare(runs: list[Run], baseline: Run) -> Comparison:
             notes=list(_unpaired(runs, baseline, differences)),
         ),
         Section("What the runs are", [contents.sizes(runs), *_there(contents.configuration(runs, baseline))]),
-        Section("Learning curves", figures=drawn("learning_curves")),
+        Section("Training", _there(contents.training(runs)), drawn("learning_curves")),
         Section("Loss by position", figures=drawn("loss_by_position"), hidden=_there(measured.position_table(runs))),
         Section("Tasks", _there(measured.task_table(runs))),
         Section("Latency and memory", _there(measured.latency_table(runs)), drawn("time_per_token", "memory")),
