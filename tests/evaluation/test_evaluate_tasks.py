@@ -47,8 +47,10 @@ def test_up_to_date_added_forced(lab: Lab, folder: Path, loads: list[str], capsy
         ("local_wino", "acc", "mine", 3)
     ]
     assert isinstance(rows[0]["value"], float)
+    written = (lab.run_folder / "results.json").stat().st_mtime_ns
     evaluate(lab, folder, "local_wino")
     assert "up to date" in capsys.readouterr().out
+    assert (lab.run_folder / "results.json").stat().st_mtime_ns == written
     evaluate(lab, folder, "local_ppl", "local_wino")
     assert loads == ["local_wino", "local_ppl"]
     assert measured(lab) == ["local_ppl"] * 3 + ["local_wino"]

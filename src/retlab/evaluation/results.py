@@ -2,11 +2,12 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from retlab.artifacts import read_json, read_manifest, write_atomic, write_json
+from retlab.artifacts import read_json, read_manifest, write_atomic
 from retlab.evaluation.settings import Measurement
 
 UNITS = {
@@ -51,9 +52,15 @@ def write_results(run_folder: Path, subject: dict[str, Any]) -> dict[str, Any]:
             if owner == measurement:
                 results[table] = _read_table(folder / f"{table}.csv")
     if results:
-        write_json(run_folder / "results.json", results)
-        write_atomic(run_folder / "results.csv", results_table(results))
+        _write(run_folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        _write(run_folder / "results.csv", results_table(results))
     return results
+
+
+def _write(file: Path, text: str) -> None:
+    """Leave a file as it is, if that is what it says: a start that measures nothing changes nothing."""
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_atomic(file, text)
 
 
 def _read_table(file: Path) -> list[dict[str, Any]]:
