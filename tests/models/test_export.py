@@ -147,6 +147,15 @@ def test_generation_settings_name_the_special_tokens(exported: Path) -> None:
     assert settings["pad_token_id"] == 0
     # A text from nothing begins where a document does.
     assert settings["bos_token_id"] == 2
+    # So it does for who scores a text from its first token on; the experiment's own tokenizer stays as it was.
+    opening = [
+        json.loads((exported / name / "tokenizer_config.json").read_text())["bos_token"]
+        for name in ("retnet", "tokenizer")
+    ]
+    assert opening == ["<eos>", "<bos>"]
+    assert (exported / "retnet" / "tokenizer.json").read_bytes() == (
+        exported / "tokenizer" / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_saving_alone_makes_a_folder_that_names_its_code(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A trained model as a portable Hugging Face folder, for machines where RetLab is not installed."""
 
+import copy
 from pathlib import Path
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from retlab.data.tokenizer import shared_tokenizer
 from retlab.models.causal_lm import CausalLM
@@ -34,11 +35,22 @@ def export_model(model: CausalLM, folder: Path, *, tokenizer_folder: Path, facts
         )
     model.save_pretrained(folder)
     generation_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _opening_with_end_of_text(tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(model_card(config, facts or ModelCardFacts()), encoding="utf-8")
     for weights in folder.glob("*.safetensors"):
         # safetensors lets nobody else read its files; who may read the configuration may read these too.
         weights.chmod((folder / "config.json").stat().st_mode)
+
+
+def _opening_with_end_of_text(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer with the end-of-text token as that of a beginning, as the model was trained.
+
+    Who scores a text from its first token on puts the tokenizer's token of a beginning before it: lm-evaluation-harness
+    does. One that the model has never seen would be a context of no meaning.
+    """
+    opening = copy.deepcopy(tokenizer)
+    opening.bos_token = tokenizer.eos_token
+    return opening
 
 
 def generation_config(config: ModelConfig) -> GenerationConfig:
