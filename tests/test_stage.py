@@ -232,7 +232,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(lab: Lab) -> None:
         (["seed=-1"], "seed: found -1; must be at least 0"),
         (["oops"], "oops is not understood; allowed are key.path=value, --force, --verify"),
         (["--forse"], "--forse is not understood (did you mean --force?); allowed are"),
-        (["--force=yes"], "--force: ignored explicit argument"),
+        (["--force=yes"], "--force takes no value"),
     ],
 )
 def test_bad_configurations_and_words_create_nothing(lab: Lab, words: list[str], sentence: str) -> None:
