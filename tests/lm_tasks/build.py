@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _HERE = Path(__file__).parent
+_LONGEST_HALF = 50
 _MODULES = ("argparse", "ast", "bisect", "calendar", "cmd", "codecs", "configparser", "copy", "csv", "datetime",
             "decimal", "difflib", "fractions", "functools", "heapq", "inspect", "optparse", "pathlib", "pickle",
             "pprint", "random", "shutil", "statistics", "string", "tarfile", "textwrap", "threading", "typing",
@@ -61,9 +62,10 @@ def _docstrings() -> list[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    """Sentences of 8 to 25 words without underscores."""
+    """Sentences of 8 to 25 words without underscores, whose halves are short enough for tiny windows."""
     parts = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
-    return [part for part in parts if 8 <= len(part.split()) <= 25 and "_" not in part]
+    fitting = [part for part in parts if 8 <= len(part.split()) <= 25 and "_" not in part]
+    return [part for part in fitting if all(len(half.encode()) <= _LONGEST_HALF for half in _halves(part))]
 
 
 def _endings(draw: random.Random, sentences: list[str]) -> dict[str, Any]:
