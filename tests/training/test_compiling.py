@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from retlab.models.causal_lm import RetNetModelHF
-from retlab.training.module import Scored, compile_parts
+from retlab.training.compiling import compile_parts
 from retlab.training.objectives import NextToken
+from retlab.training.scored import Scored
 
 
 def test_models_of_equal_shapes_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from tests.training.test_trainer import DROPOUT, assert_same_training, last, run
 from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted
 from retlab.models.causal_lm import RetNetModelHF
 from retlab.training.checkpoints import CheckpointStore
-from retlab.training.module import Scored, compile_parts
+from retlab.training.compiling import compile_parts
 from retlab.training.objectives import NextToken
+from retlab.training.scored import Scored
 
 pytestmark = pytest.mark.component
 

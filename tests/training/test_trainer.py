@@ -165,17 +165,15 @@ def test_length_in_steps_tokens_and_epochs(splits, length, steps):
 def test_a_loss_that_is_not_finite_stops_and_names_the_windows(splits, monkeypatch):
     request = make_request(splits, "infinite")
     seen: dict[int, list[int]] = {}
-    losses = TrainingModule._losses
+    gradients_of = TrainingModule._gradients_of
 
-    def poisoned(self, micro):
-        result = losses(self, micro)
-        if not self.scored.training:
-            return result
+    def poisoned(self, micro, *arguments, **keywords):
+        loss = gradients_of(self, micro, *arguments, **keywords)
         seen.setdefault(self.state.step + 1, []).append(micro["sample_ids"].tolist())
         bad = self.state.step + 1 == 5 and len(seen[5]) == 2
-        return result._replace(loss=result.loss * float("nan")) if bad else result
+        return loss * float("nan") if bad else loss
 
-    monkeypatch.setattr(TrainingModule, "_losses", poisoned)
+    monkeypatch.setattr(TrainingModule, "_gradients_of", poisoned)
     with pytest.raises(UserError, match="the loss became nan at step 5") as caught:
         run(request)
     assert f"windows {', '.join(map(str, seen[5][1]))} of" in str(caught.value)

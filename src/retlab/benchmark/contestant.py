@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class StepTimes(NamedTuple):
-    """Seconds of each training step, from the end of the one before, and of its forward part with the loss."""
+    """Seconds of each training step, from the end of the one before, and of forward parts with the loss."""
 
     steps: list[float]
-    forwards: list[float]
+    forwards: list[float] = []
 
     @classmethod
     def of(cls, marks: Marks) -> Self:

@@ -43,8 +43,14 @@ class RetLab(Contestant):
         settle(model, generate)
 
     def training_times(self, shape: Shape, steps: int) -> StepTimes:
-        batches = itertools.repeat([self._random_batch(shape)], steps)
-        return self._fit(shape, cast(StepBatches, batches), uses_segments=False)
+        batch = [self._random_batch(shape)]
+
+        def times(**train: Any) -> StepTimes:
+            return self._fit(shape, cast(StepBatches, itertools.repeat(batch, steps)), uses_segments=False, **train)
+
+        whole = times()
+        # What is replayed as one has no parts; the kernels of the forward part are the same when they are launched.
+        return whole if whole.forwards else StepTimes(whole.steps, times(cuda_graphs="off").forwards)
 
     def loader_times(self, shape: Shape, loader: TokenLoader, warmup: int, timed: int) -> tuple[StepTimes, StepTimes]:
         """Steps on batches of the loader, and on one constant batch of it, in one training.
@@ -64,7 +70,7 @@ class RetLab(Contestant):
         times = self._fit(shape, cast(StepBatches, batches()), loader.section.reset_at_documents)
         loaded, start = times.part(warmup + half, warmup + half + timed), warmup + half + timed
         before, after = times.part(warmup, warmup + half), times.part(start)
-        return loaded, StepTimes(before.steps + after.steps, before.forwards + after.forwards)
+        return loaded, StepTimes(before.steps + after.steps)
 
     def _random_batch(self, shape: Shape) -> dict[str, Any]:
         ids = self.random_ids(Shape(shape.batch, shape.tokens + 1))
@@ -76,11 +82,10 @@ class RetLab(Contestant):
             "sample_ids": torch.arange(shape.batch),
         }
 
-    def _fit(self, shape: Shape, batches: StepBatches, uses_segments: bool) -> StepTimes:
+    def _fit(self, shape: Shape, batches: StepBatches, uses_segments: bool, **train_keys: Any) -> StepTimes:
         """Train on these batches as the stage does, without validation and checkpoints."""
-        train = self.subject.train.model_copy(
-            update={"batch_size": shape.batch, "micro_batch_size": shape.batch, "device": self.hardware.device}
-        )
+        sizes = {"batch_size": shape.batch, "micro_batch_size": shape.batch, "device": self.hardware.device}
+        train = self.subject.train.model_copy(update=sizes | train_keys)
         model = self.build()
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -94,7 +99,7 @@ class RetLab(Contestant):
             compiled=self.compiled,
             uses_segments=uses_segments,
         )
-        recorder = _Recorder(Marks(self.device), train.log_every_steps)
+        clock = _Clock(self.device, train.log_every_steps)
         with tempfile.TemporaryDirectory() as folder:
             request = TrainingRequest(
                 seed=0, data=DataSection(sequence_length=shape.tokens), train=train, model={}, eos_id=0, pad_id=0,
@@ -102,25 +107,32 @@ class RetLab(Contestant):
                 run_folder=Path(folder), identity={},
             )  # fmt: skip
             # Lightning asks no more of the loop than of any callback.
-            fit(request, self.hardware, module, cast(TrainingLoop, recorder), batches)
-        return StepTimes.of(recorder.marks)
+            fit(request, self.hardware, module, cast(TrainingLoop, clock), batches)
+        return clock.times()
 
 
-class _Recorder(pl.Callback):
+class _Clock(pl.Callback):
     """In the place of the training loop: takes the moments of each step, and reads the losses as often as that does."""
 
-    def __init__(self, marks: Marks, read_every: int) -> None:
-        self.marks, self._read_every = marks, read_every
+    def __init__(self, device: torch.device, read_every: int) -> None:
+        self._steps, self._parts, self._read_every = Marks(device), Marks(device), read_every
+        self._in_parts = True
+
+    def times(self) -> StepTimes:
+        """Every step, and the forward parts if all steps had one."""
+        return StepTimes(self._steps.gaps(), self._parts.gaps()[::2] if self._in_parts else [])
 
     def on_train_batch_start(self, _trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if cast(TrainingModule, module).state.step == 0:
-            self.marks.mark()
+            self._steps.mark()
+        self._parts.mark()
 
     def on_before_backward(self, *_: Any) -> None:
-        self.marks.mark()
+        self._parts.mark()
 
     def on_train_batch_end(self, _trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        self.marks.mark()
+        self._steps.mark()
         module = cast(TrainingModule, module)
+        self._in_parts = self._in_parts and module.recorded == 0
         if module.state.step % self._read_every == 0:
             module.read_losses()

@@ -21,7 +21,7 @@ FORMULA = (
 EXPLANATIONS = (
     f"{TRAINING}: a whole step on constant random tokens, forward, cross entropy, backward, AdamW; median. RetLab's "
     f"step is that of train_model, with Lightning and gradient clipping. {FORWARD} is that step "
-    "up to the loss, with whatever of the gradient is computed along with it.",
+    "up to the loss, launched kernel by kernel, with whatever of the gradient is computed along with it.",
     f"{LOADER[0]}: steps on batches of the loader, real text whose documents do not see each other; {LOADER[1]}: on "
     "one such batch again and again; means over the steps of one training.",
     f"{PREFILL} and {DECODE}: greedy generate() after a random prompt of so many tokens; prefill lasts to the first "

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..mixers import Mixer
 from .body import Block, Body, States
+from .recording import Recorder
 
 WARM_CALLS = 2
 """Calls of a step that are launched kernel by kernel before a CUDA graph is recorded."""
@@ -149,18 +150,17 @@ class Step:
         self._compiled = False
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream = torch.cuda.Stream(lane.slot.device) if lane.slot.is_cuda else None
-        self._can_record = lane.slot.is_cuda
+        self._recorder = Recorder(lane.slot.device) if lane.slot.is_cuda else None
 
     @property
     def is_settled(self) -> bool:
         """Whether it will not become faster any more."""
-        return not self._can_record or (self._compiled and self._graph is not None)
+        return self._recorder is None or (self._compiled and self._graph is not None)
 
     def run(self, asked: int = 0) -> None:
         """Feed the tokens; `asked` calls or so are to come in this generation."""
         self.calls += 1
-        if not self._can_record:
+        if self._recorder is None:
             self._work()
             return
         patience = COMPILE_AFTER if self.tokens == 1 else COMPILE_PIECES_AFTER
@@ -169,10 +169,10 @@ class Step:
         if self._graph is None:
             if self._warm < WARM_CALLS:
                 self._warm += 1
-                self._launch()
+                self._recorder.launch(self._work)
                 return
-            if not self._record():
-                self._launch()
+            if not self._record(self._recorder):
+                self._work()
                 return
         assert self._graph is not None
         self._graph.replay()
@@ -189,30 +189,19 @@ class Step:
             self.positions.add_(1)
             lane.choose(lane.logits)
 
-    def _launch(self) -> None:
-        """Work on the stream that will record: what libraries prepare at their first call is prepared there."""
-        assert self._stream is not None
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            self._work()
-        current.wait_stream(self._stream)
-
-    def _record(self) -> bool:
+    def _record(self, recorder: Recorder) -> bool:
         """Record the work, which computes nothing; False where the machine or the model does not allow it."""
-        assert self._stream is not None
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(self._stream.device)
+        before = torch.cuda.memory_reserved(self.ids.device)
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._work()
+            self._graph = recorder.record(self._work)
         # Whatever a library cannot do while it is recorded; launched one by one, the kernels do the same.
         except RuntimeError as error:
-            self._can_record = False
+            self._recorder = None
             reason = str(error).partition("\n")[0]
             logging.get_logger(__name__).warning(f"Generation goes on without CUDA graphs, slower: {reason}")
             return False
-        self._graph, self.tier = graph, "compiled" if self._compiled else "recorded"
-        self.recording_bytes = max(0, torch.cuda.memory_reserved(self._stream.device) - before)
+        self.tier = "compiled" if self._compiled else "recorded"
+        self.recording_bytes = max(0, torch.cuda.memory_reserved(self.ids.device) - before)
         return True
 
 

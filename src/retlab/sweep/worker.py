@@ -73,7 +73,7 @@ def _import_libraries() -> None:
     import retlab.evaluation.perplexity
     import retlab.training.export
     import retlab.training.trainer  # noqa: F401
-    from retlab.training.module import keep_graphs_of_many_models
+    from retlab.training.compiling import keep_graphs_of_many_models
 
     keep_graphs_of_many_models()
 

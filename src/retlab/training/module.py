@@ -19,24 +19,21 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 
 from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
+from retlab.training.compiling import compile_parts
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
 from retlab.training.optimizer import build_optimizer, own_shards, set_learning_rate
+from retlab.training.passes import RecordedPasses
 from retlab.training.processes import Agreement
 from retlab.training.schedules import learning_rate_factor
+from retlab.training.scored import Scored, shard
 from retlab.training.settings import TrainSection
 from retlab.training.state import TrainingState
 
 Batch = Mapping[str, Any]
-
-SHARDED_TOGETHER = 2**25
-"""Parameters that FSDP gathers and gives up at once: every time costs the host more than a millisecond."""
-
-KEPT_GATHERED = 2**28
-"""Up to so many parameters FSDP keeps what a step has gathered until the backward pass: a GiB buys half the traffic."""
 
 
 class _Unread(NamedTuple):
@@ -48,39 +45,6 @@ class _Unread(NamedTuple):
     "float64 [micro-batches], this process's share."
     norm: Tensor
     sample_ids: list[list[int]]
-
-
-class Scored(nn.Module):
-    """The model and its objective as one module: what is wrapped, sharded and compiled."""
-
-    def __init__(self, model: CausalLM, objective: nn.Module) -> None:
-        super().__init__()
-        self.model: CausalLM = model
-        self.objective = objective
-
-    def forward(self, batch: Mapping[str, Tensor]) -> SummedLoss:
-        return self.objective(self.model, batch)
-
-
-def compile_parts(scored: Scored) -> None:
-    """Compile every block by itself, and the loss: blocks of a kind share one graph, so that depth costs no time.
-
-    On an H100 one graph of a whole model of twelve layers ran no faster, and took three times as long to compile.
-    """
-    # Kinds of blocks, training and validation, whole and last batches: each is a graph of the same function.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    # Under DDP Dynamo would cut graphs where a bucket of gradients is full. Blocks are small enough to share theirs
-    # while the backward pass of the others goes on.
-    torch._dynamo.config.optimize_ddp = False
-    for part in (*scored.model.body.blocks, *scored.objective.children()):
-        # What FSDP hangs on a module stays out of the graph.
-        part.forward = torch.compile(part.forward, dynamic=False)
-
-
-def keep_graphs_of_many_models() -> None:
-    """Let a process that trains many models keep the graphs of all of them, for others of the same shape."""
-    torch._dynamo.config.recompile_limit = 2**14
-    torch._dynamo.config.accumulated_recompile_limit = 2**16
 
 
 class TrainingModule(pl.LightningModule):
@@ -109,6 +73,7 @@ class TrainingModule(pl.LightningModule):
         self.agreement = Agreement()
         self.state = TrainingState()
         self.compiled = compiled
+        self._passes: RecordedPasses | None = None
         self._unread: list[_Unread] = []
 
     @property
@@ -122,7 +87,21 @@ class TrainingModule(pl.LightningModule):
             compile_parts(self.scored)
         if self.train_section.strategy == "fsdp" and self.trainer.world_size > 1:
             assert self.device_mesh is not None
-            _shard(self.scored, self.device_mesh["data_parallel"])
+            shard(self.scored, self.device_mesh["data_parallel"])
+
+    def on_train_start(self) -> None:
+        """Have passes recorded where the kernels of one GPU are all that they launch."""
+        records = self.train_section.cuda_graphs == "auto" and self.device.type == "cuda" and self.agreement.size == 1
+        self._passes = RecordedPasses(self._pass, list(self.scored.parameters()), self.device) if records else None
+
+    def on_train_end(self) -> None:
+        """Give the memory of the recordings back."""
+        self._passes = None
+
+    @property
+    def recorded(self) -> int:
+        """Kinds of passes that are replayed as CUDA graphs."""
+        return 0 if self._passes is None else self._passes.recorded
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.train_section)
@@ -140,27 +119,41 @@ class TrainingModule(pl.LightningModule):
         losses = []
         for index, micro in enumerate(batch):
             seed_device(self.device, random_seed(self.seed, state.step, index, agreement.rank))
-            with self._gradients_shared(index == len(batch) - 1):
-                loss = self._losses(micro).loss
-                self.manual_backward(loss * scale)
-            losses.append(loss.detach().double())
+            losses.append(self._gradients_of(micro, scale, is_last=index == len(batch) - 1))
         norm = self._optimizer_step()
         ids = [[window for window in micro["sample_ids"].tolist() if window >= 0] for micro in batch]
         self._unread.append(_Unread(state.step + 1, tokens, torch.stack(losses), norm, ids))
         state.step += 1
         state.tokens += tokens
 
-    def _losses(self, micro: Batch) -> SummedLoss:
-        keys = ("input_ids", "targets", "loss_mask") + (("segment_ids",) if self.uses_segments else ())
-        moved = {key: self._to_device(micro[key]) for key in keys}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.scored(moved)
+    def _gradients_of(self, micro: Batch, scale: float, is_last: bool) -> Tensor:
+        """The loss () in float64 of a micro-batch, whose gradients are added to the parameters'."""
+        inputs = self._inputs(micro)
+        if self._passes is not None:
+            return self._passes.run(inputs, scale)
+        with self._gradients_shared(is_last):
+            return self._pass(self._moved(inputs), torch.full((), scale, device=self.device)).double()
 
-    def _to_device(self, values: Tensor) -> Tensor:
-        # From pageable memory a copy waits until the GPU has done all that it was asked for, and the GPU then waits for
-        # what the host asks next.
-        values = values.pin_memory() if self.device.type == "cuda" else values
-        return values.to(self.device, non_blocking=True)
+    def _pass(self, inputs: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+        loss = self._losses(inputs).loss
+        self.manual_backward(loss * scale)
+        return loss.detach()
+
+    def _losses(self, inputs: Mapping[str, Tensor]) -> SummedLoss:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.scored(inputs)
+
+    def _inputs(self, micro: Batch) -> dict[str, Tensor]:
+        """What the objective needs of a batch, where a copy to the device waits for nothing.
+
+        From pageable memory a copy waits until the GPU has done all that it was asked for, and the GPU then waits for
+        what the host asks next.
+        """
+        keys = ("input_ids", "targets", "loss_mask") + (("segment_ids",) if self.uses_segments else ())
+        return {key: micro[key].pin_memory() if self.device.type == "cuda" else micro[key] for key in keys}
+
+    def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: values.to(self.device, non_blocking=True) for key, values in inputs.items()}
 
     @contextlib.contextmanager
     def _gradients_shared(self, shared: bool) -> Iterator[None]:
@@ -250,7 +243,7 @@ class TrainingModule(pl.LightningModule):
             if interrupted:
                 break
             tokens += int(count_tokens(batch))
-            total += self._losses(batch).loss.double()
+            total += self._losses(self._moved(self._inputs(batch))).loss.double()
         self.scored.train()
         loss, count = self.agreement.sum([total.item(), float(tokens)])
         return None if interrupted else loss / count
@@ -282,25 +275,3 @@ def seed_device(device: torch.device, seed: int) -> None:
     """Seed the random numbers of one device; `torch.manual_seed` seeds all kinds of devices, in milliseconds."""
     generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
     generator.manual_seed(seed)
-
-
-def _shard(scored: Scored, mesh: Any) -> None:
-    """Shard runs of blocks, each of `SHARDED_TOGETHER` parameters or one block, and the rest together (FSDP2).
-
-    Weights are gathered in float32 and autocast rounds what it rounds in one process. FSDP's own mixed precision
-    would also round norms, rotations and the sums of the embedding's gradient.
-    """
-    gives_up = sum(parameter.numel() for parameter in scored.parameters()) > KEPT_GATHERED
-    for run in runs_of(scored.model.body.blocks, SHARDED_TOGETHER):
-        fully_shard(run, mesh=mesh, reshard_after_forward=gives_up)
-    fully_shard(scored, mesh=mesh, reshard_after_forward=gives_up)
-
-
-def runs_of(blocks: Iterable[nn.Module], least: int) -> list[list[nn.Module]]:
-    """Neighbouring blocks put together until each run, but for the last, has `least` parameters."""
-    runs: list[list[nn.Module]] = [[]]
-    for block in blocks:
-        if sum(parameter.numel() for part in runs[-1] for parameter in part.parameters()) >= least:
-            runs.append([])
-        runs[-1].append(block)
-    return runs

@@ -11,8 +11,9 @@ from retlab.training.settings import TrainSection
 # Keys of the sections `model` and `train` that change speed, files or the machine, and not which model is trained.
 _FREE = {
     "attention_kernel", "retention_kernel",
-    "device", "devices", "num_nodes", "strategy", "threads", "compile", "micro_batch_size", "gradient_checkpointing",
-    "checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps", "tensorboard", "wandb",
+    "device", "devices", "num_nodes", "strategy", "threads", "compile", "cuda_graphs", "micro_batch_size",
+    "gradient_checkpointing", "checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps", "tensorboard",
+    "wandb",
 }  # fmt: skip
 
 # Fields of a model's configuration that change neither its weights' shapes nor what they compute.

@@ -133,6 +133,8 @@ class TrainSection(Section):
     "CPU threads of each process; null leaves torch's choice."
     compile: Literal["auto", "on", "off"] = "auto"
     "torch.compile; auto compiles on a GPU."
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    "auto: on one GPU with memory to spare, forward and backward passes are recorded and replayed as CUDA graphs."
     gradient_checkpointing: bool = False
     "Recompute activations in the backward pass: less memory, more time."
     validate_every_steps: int = Field(default=500, ge=1)

@@ -1,0 +1,36 @@
+"""Work on a GPU recorded as a CUDA graph, which the host starts with one call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Recorder:
+    """Launches work on a stream of its own, and records it there.
+
+    What libraries prepare at their first call is prepared on that stream, so work is launched before it is recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+
+    def launch(self, work: Callable[[], object]) -> None:
+        """Do the work kernel by kernel, after what was asked for before and before what is asked for later."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()
+        current.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
+        """The work as a graph, which is not run; what it makes lies in the graph's memory, or in that of `pool`.
+
+        Raises:
+            RuntimeError: the work does what cannot be recorded, such as waiting for the device.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which load data meanwhile, may do what they want.
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        return graph

@@ -1,0 +1,116 @@
+"""Training steps as CUDA graphs: the bits of launched ones, also when a training is stopped and resumed."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retlab.errors import Interrupted
+from retlab.training import passes
+from retlab.training.module import TrainingModule
+from retlab.training.request import TrainingRequest
+from tests.training.conftest import make_request
+from tests.training.test_trainer import assert_same_training, last, rows, run
+
+pytestmark = [
+    pytest.mark.component,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU; test_passes.py has what it can"),
+]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96,
+    "pad_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+LONGNET = {"segment_lengths": [4, 8], "dilation_ratios": [1, 2]}
+
+
+@pytest.fixture
+def replayed(monkeypatch) -> list[int]:
+    """How many kinds of passes every training had recorded when it ended."""
+    found: list[int] = []
+    end = TrainingModule.on_train_end
+
+    def note(self) -> None:
+        found.append(self.recorded)
+        end(self)
+
+    monkeypatch.setattr(TrainingModule, "on_train_end", note)
+    return found
+
+
+def on_gpu(
+    splits: Path, name: str, model: dict[str, Any] | None = None, apart: bool = True, **train
+) -> TrainingRequest:
+    train = {"device": "cuda", "max_steps": 14, "micro_batch_size": 4} | train
+    request = make_request(splits, name, **train)
+    model = {"architecture": "retnet", **SIZES} | (model or {})
+    data = request.data.model_copy(update={"reset_at_documents": apart})
+    return request.model_copy(update={"model": model, "data": data})
+
+
+@pytest.mark.parametrize("compiling", ["on", "off"])
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
+def test_recorded_steps_are_launched_ones_bit_for_bit(
+    splits, tmp_path, replayed, architecture, apart, compiling
+) -> None:
+    model = {"architecture": architecture, **(LONGNET if architecture == "longnet" else {})}
+    launched, recorded = (
+        on_gpu(splits, str(tmp_path / name), model, apart, cuda_graphs=name, compile=compiling)
+        for name in ("off", "auto")
+    )
+    run(launched)
+    run(recorded)
+    assert replayed == [0, 2]
+    assert_same_training(launched, recorded)
+
+
+@pytest.mark.parametrize("train", [{}, {"gradient_checkpointing": True}, {"precision": "float32"}])
+def test_dropout_draws_the_same_numbers(splits, tmp_path, replayed, train) -> None:
+    model = {"dropout": 0.1, "activation_dropout": 0.1}
+    launched, recorded = (
+        on_gpu(splits, str(tmp_path / name), model, cuda_graphs=name, **train) for name in ("off", "auto")
+    )
+    run(launched)
+    run(recorded)
+    assert replayed[0] == 0
+    assert_same_training(launched, recorded)
+
+
+def test_a_training_that_is_stopped_again_and_again_is_the_undisturbed_one(splits, tmp_path, replayed) -> None:
+    model = {"dropout": 0.1}
+    reference, request = (on_gpu(splits, str(tmp_path / name), model) for name in ("reference", "often"))
+    run(reference)
+    for _ in range(20):
+        asked = itertools.count(1)
+        try:
+            run(request, stop=lambda: next(asked) >= 8)  # noqa: B023
+        except Interrupted:
+            continue
+        break
+    assert replayed[0] == 2
+    assert_same_training(reference, request)
+
+
+def test_frozen_parameters_and_uneven_micro_batches(splits, tmp_path, replayed) -> None:
+    train = {"batch_size": 7, "micro_batch_size": 3, "parameter_groups": [{"match": "embed_tokens", "frozen": True}]}
+    launched, recorded = (
+        on_gpu(splits, str(tmp_path / name), cuda_graphs=name, max_steps=10, **train) for name in ("off", "auto")
+    )
+    run(launched)
+    run(recorded)
+    assert replayed[0] == 0
+    assert replayed[1] >= 2
+    assert_same_training(launched, recorded)
+
+
+def test_without_free_memory_the_training_goes_on_launched(splits, tmp_path, replayed, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(passes.torch.cuda, "mem_get_info", lambda _device: (0, 1))
+    request = on_gpu(splits, str(tmp_path / "full"))
+    run(request)
+    assert replayed == [0]
+    assert "training goes on without CUDA graphs" in caplog.text
+    assert last(request)["step"] == 14
+    assert float(rows(request.run_folder)[-1]["loss"]) > 0
