@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,46 @@ def prepare(data: Path, folder: Path, **settings: Any) -> tuple[dict[str, str], 
     return contents(folder), reports
 
 
+class Workers:
+    """Two workers of a scheduler, replaced when they die, as a queue or a supervisor does it on a real cluster."""
+
+    def __init__(self, address: str) -> None:
+        self._command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard"]
+        self._command += ["--nthreads", "1", "--death-timeout", "60"]
+        self._processes = [self._start() for _ in range(2)]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._replace, daemon=True)
+        self._thread.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        paths = os.pathsep.join(map(str, (PROJECT_ROOT / "src", Path(__file__).parent)))
+        return subprocess.Popen(
+            self._command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def _replace(self) -> None:
+        while not self._ended.wait(0.2):
+            for place, process in enumerate(self._processes):
+                if process.poll() is not None:
+                    self._processes[place] = self._start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture(scope="module")
 def client() -> "Iterator[distributed.Client]":
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
         distributed.Client(cluster, set_as_default=False) as found,
     ):
+        workers = Workers(cluster.scheduler_address)
         yield found
+        workers.end()
 
 
 @pytest.fixture
@@ -182,7 +216,6 @@ def _die(_: Path) -> None:
     os._exit(1)
 
 
-# The last test: its workers need not come back.
 @pytest.mark.component
 @pytest.mark.usefixtures("cluster")
 def test_a_task_that_takes_worker_after_worker_with_it_is_given_up(tmp_path: Path) -> None:

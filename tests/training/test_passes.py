@@ -1,4 +1,4 @@
-"""Which passes are recorded, and what becomes of gradients; `tests/test_gpu_training.py` does it with real graphs."""
+"""Which passes are recorded, and what becomes of gradients; `test_gpu_training.py` does it with real graphs."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """Long-lived worker processes that run the trials of a sweep on this machine, and what watches over them."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -104,7 +105,9 @@ class Pool:
         """End all workers; one that works is not waited for."""
         for worker in self._workers:
             assert worker.process.stdin is not None
-            worker.process.stdin.close()
+            # One that has ended has left its last order in the pipe.
+            with contextlib.suppress(BrokenPipeError):
+                worker.process.stdin.close()
         for worker in self._workers:
             try:
                 worker.process.wait(10)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.conftest import make_request
+from tests.training.test_trainer import assert_same_training, last, rows, run
 
 from retlab.errors import Interrupted
 from retlab.training import passes
 from retlab.training.module import TrainingModule
 from retlab.training.request import TrainingRequest
-from tests.training.conftest import make_request
-from tests.training.test_trainer import assert_same_training, last, rows, run
 
 pytestmark = [
     pytest.mark.component,
