@@ -26,6 +26,12 @@ SIZES: dict[str, Any] = {
 LONGNET = {"segment_lengths": [4, 8], "dilation_ratios": [1, 2]}
 
 
+@pytest.fixture(autouse=True)
+def _own_compilations(tmp_path, monkeypatch) -> None:
+    """The compiler tunes by measuring: what tests side by side have found must not come between two trainings."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+
+
 @pytest.fixture
 def replayed(monkeypatch) -> list[int]:
     """How many kinds of passes every training had recorded when it ended."""
@@ -45,7 +51,9 @@ def on_gpu(
 ) -> TrainingRequest:
     train = {"device": "cuda", "max_steps": 14, "micro_batch_size": 4} | train
     request = make_request(splits, name, **train)
-    model = {"architecture": "retnet", **SIZES} | (model or {})
+    model = {"architecture": "retnet", "retention_kernel": "torch", **SIZES} | (model or {})
+    if model["architecture"] != "retnet":
+        del model["retention_kernel"]
     data = request.data.model_copy(update={"reset_at_documents": apart})
     return request.model_copy(update={"model": model, "data": data})
 

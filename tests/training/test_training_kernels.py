@@ -151,3 +151,20 @@ def test_auto_measures_and_hands_its_choice_to_the_model(splits, tmp_path, monke
     assert not any(module.kernel for module in new_model(request).modules() if isinstance(module, kind))
     # What is saved says auto: the measurement belongs to this machine.
     assert last(request)["model_config"][KERNELS[architecture][0]] == "auto"
+
+
+@pytest.mark.usefixtures("_on_cpu")
+@pytest.mark.parametrize("architecture", KERNELS)
+def test_a_training_goes_on_with_what_it_has_chosen_by_measuring(splits, tmp_path, monkeypatch, architecture):
+    """Another measurement would fall out otherwise, and the training would not be the undisturbed one."""
+    times, asked = iter([1.0, 2.0]), itertools.count(1)
+    monkeypatch.setattr(training_kernels, "_milliseconds", lambda _work: next(times))
+    request = request_of(splits, str(tmp_path / "auto"), architecture, "auto")
+    with pytest.raises(Interrupted):
+        run(request, stop=lambda: next(asked) > 5)
+    said: list[str] = []
+    run(request, say=said.append)
+    assert next(times, None) is None
+    name = {"retnet": "flash-linear-attention", "transformer": "flash-attn"}[architecture]
+    assert any(name in line and line.endswith("(as this training began)") for line in said), said
+    assert not any(line.startswith("so far on") for line in said)

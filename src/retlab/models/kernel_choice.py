@@ -56,6 +56,7 @@ def choose_kernels(
     use: KernelUse,
     timing: Timing | None = None,
     refuse: bool = True,
+    settled: Mapping[str, str] | None = None,
 ) -> list[KernelChoice]:
     """What each kind of mixer of a body runs on, in the order of the mixers' table.
 
@@ -65,6 +66,7 @@ def choose_kernels(
         use: the machine and the shape.
         timing: measures a kernel that could run under `auto`; without it, `auto` takes the plain form.
         refuse: whether a kernel that is asked for by name and cannot run is an error; or else told in the line.
+        settled: what an earlier choice took by measuring, by the mixers' names; kept where it still can run.
 
     Raises:
         UserError: a kernel is asked for by name and cannot run, under `refuse`.
@@ -75,7 +77,7 @@ def choose_kernels(
         if not mixers:
             continue
         try:
-            kernel, why = _choose(name, mixers, model, use, timing)
+            kernel, why = _choose(name, mixers, model, use, timing, settled)
         except KernelRefused as error:
             if refuse:
                 raise UserError(error.sentence) from None
@@ -94,7 +96,12 @@ def run_on(model: torch.nn.Module, kernels: Mapping[str, str]) -> None:
 
 
 def _choose(
-    name: str, mixers: list[Mixer], model: ModelFields, use: KernelUse, timing: Timing | None
+    name: str,
+    mixers: list[Mixer],
+    model: ModelFields,
+    use: KernelUse,
+    timing: Timing | None,
+    settled: Mapping[str, str] | None,
 ) -> tuple[Kernel | None, str]:
     """A kernel, None for the plain form, and why."""
     kernel = KERNELS.get(name)
@@ -110,6 +117,8 @@ def _choose(
         return kernel, "as configured"
     if obstacle is not None:
         return None, obstacle.reason
+    if settled is not None:
+        return (kernel if name in settled else None), "as this training began"
     return _faster(kernel, mixers[0], use, timing)
 
 

@@ -1,7 +1,7 @@
 """The kernels of a training: chosen before it starts, where one could be faster by measuring it on this GPU."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -20,9 +20,15 @@ REPEATS = 10
 
 
 def training_kernels(
-    fields: ModelFields, data: DataSection, train: TrainSection, hardware: Hardware, *, measure: bool
+    fields: ModelFields,
+    data: DataSection,
+    train: TrainSection,
+    hardware: Hardware,
+    *,
+    measure: bool,
+    settled: Mapping[str, str] | None = None,
 ) -> list[KernelChoice]:
-    """What the mixers of a training run on.
+    """What the mixers of a training run on; `settled` is what one that goes on has run on so far.
 
     Raises:
         UserError: a kernel is asked for by name and cannot run here or in this training.
@@ -35,7 +41,7 @@ def training_kernels(
         hardware.compiled,
     )
     timing = _timing(micro_batch_size(train), use) if measure else None
-    return choose_kernels(body_without_weights(fields), fields, use, timing)
+    return choose_kernels(body_without_weights(fields), fields, use, timing, settled=settled)
 
 
 def keeps_documents_apart(data: DataSection) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,15 @@ def train(
     set_threads(section)
     hardware = choose_hardware(section)
     fields = model_config(request)
-    # Once for all processes: a measured choice could differ from one to the next.
-    choices = training_kernels(fields, request.data, section, hardware, measure=True)
+    chosen = partial(training_kernels, fields, request.data, section, hardware)
+    # A kernel that is refused is so before the run folder is touched.
+    chosen(measure=False)
+    checkpoint = prepare_run_folder(request, say)
+    # Once for all processes and attempts: a measured choice could differ from one to the next.
+    choices = chosen(measure=checkpoint is None, settled=checkpoint and checkpoint["kernels"])
     kernels = {choice.mixer: choice.kernel.name for choice in choices if choice.kernel is not None}
     lines = [choice.line for choice in choices] + dilation_notes(fields, request.data.sequence_length)
     request = request.model_copy(update={"kernels": kernels})
-    checkpoint = prepare_run_folder(request, say)
     request = request.model_copy(update={"continue_from": checkpoint and checkpoint["step"]})
     on_start()
     nodes = nodes or Nodes()
@@ -238,6 +242,7 @@ def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule,
             "identity": request.identity,
             "model_config": request.model,
             "hardware": _machine(request, hardware),
+            "kernels": request.kernels,
             "precision": "bf16" if hardware.bf16 else "float32",
         },
     )
