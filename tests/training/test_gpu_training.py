@@ -87,17 +87,15 @@ def test_dropout_draws_the_same_numbers(splits, tmp_path, replayed, train) -> No
     assert_same_training(launched, recorded)
 
 
-def test_a_training_that_is_stopped_again_and_again_is_the_undisturbed_one(splits, tmp_path, replayed) -> None:
-    model = {"dropout": 0.1}
-    reference, request = (on_gpu(splits, str(tmp_path / name), model) for name in ("reference", "often"))
+@pytest.mark.parametrize("calls", [2, 6, 11, 22])
+def test_a_stop_at_any_moment_resumes_to_the_same_bits(splits, tmp_path, replayed, calls) -> None:
+    """A training that goes on launches its first passes again, where the undisturbed one replayed them."""
+    reference, request = (on_gpu(splits, str(tmp_path / name), {"dropout": 0.1}) for name in ("reference", "stopped"))
     run(reference)
-    for _ in range(20):
-        asked = itertools.count(1)
-        try:
-            run(request, stop=lambda: next(asked) >= 8)  # noqa: B023
-        except Interrupted:
-            continue
-        break
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted, match="saved after step"):
+        run(request, stop=lambda: next(asked) >= calls)
+    run(request)
     assert replayed[0] == 2
     assert_same_training(reference, request)
 
