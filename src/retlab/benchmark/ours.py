@@ -24,6 +24,7 @@ from retlab.training.loop import StepBatches, TrainingLoop
 from retlab.training.module import Batch, TrainingModule
 from retlab.training.optimizer import freeze_parameters
 from retlab.training.request import TrainingRequest
+from retlab.training.scored import recompute_activations
 
 
 class RetLab(Contestant):
@@ -88,7 +89,7 @@ class RetLab(Contestant):
         train = self.subject.train.model_copy(update=sizes | train_keys)
         model = self.build()
         if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            recompute_activations(model)
         freeze_parameters(model, train.parameter_groups)
         module = TrainingModule(
             model,

@@ -29,8 +29,12 @@ class Recorder:
         Raises:
             RuntimeError: the work does what cannot be recorded, such as waiting for the device.
         """
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, which load data meanwhile, may do what they want.
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
+        try:
+            # Other threads, which load data meanwhile, may do what they want.
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        finally:
+            # A recording that fails does not always leave its stream.
+            torch.cuda.set_stream(current)
         return graph

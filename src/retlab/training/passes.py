@@ -1,7 +1,7 @@
 """Forward and backward passes as CUDA graphs, so that the GPU never waits for the host between two kernels.
 
 A pass of a RetNet of 242 million parameters is 1,200 kernels, which a host needs about as long to start as an H100 to
-run; of a small model it needs many times as long.
+run; the smaller the model, the more of the time is the host's.
 """
 
 import logging

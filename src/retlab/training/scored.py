@@ -1,4 +1,4 @@
-"""The model and its objective as one module, and how it is sharded over processes."""
+"""The model and its objective as one module, what it keeps for the backward pass, and how processes share it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +26,13 @@ class Scored(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> SummedLoss:
         return self.objective(self.model, batch)
+
+
+def recompute_activations(model: CausalLM) -> None:
+    """Have blocks keep their input alone for the backward pass, which computes the rest again."""
+    # Transformers 5.17 has the second name alone, later ones warn of it.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable()
 
 
 def shard(scored: Scored, mesh: Any) -> None:

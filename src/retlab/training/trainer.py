@@ -37,6 +37,7 @@ from retlab.training.optimizer import freeze_parameters
 from retlab.training.processes import Place, all_processes, is_helper, process_rank
 from retlab.training.request import TrainingRequest
 from retlab.training.run_folder import prepare_run_folder
+from retlab.training.scored import recompute_activations
 from retlab.training.state import TrainingState
 
 
@@ -195,7 +196,7 @@ def _module(request: TrainingRequest, hardware: Hardware, total_steps: int, is_n
     if section.init_from is not None and is_new:
         load_initial_weights(model, section.init_from)
     if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute_activations(model)
     freeze_parameters(model, section.parameter_groups)
     run_on(model, request.kernels)
     return TrainingModule(
