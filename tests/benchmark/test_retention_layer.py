@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "src" / "benchmark_retention_layer.py"
 @pytest.mark.component
 def test_layers_are_measured_in_turns() -> None:
     who = contestants(chunks=(64,))
-    assert [one.is_torchscale for one in who] == [False, True, True]
+    assert [one.kind for one in who] == ["retlab", "torchscale", "torchscale", "projections"]
     lines = list(measure(who, tokens=64, rounds=1, memory_tokens=64))
     assert [line.contestant for line in lines] == who
     assert all(line.milliseconds and line.milliseconds > 0 for line in lines)
@@ -23,8 +23,11 @@ def test_layers_are_measured_in_turns() -> None:
 
 
 def test_the_table_shows_gains_beside_their_floors() -> None:
-    own, parallel = Measured(Contestant("RetLab"), 100.0, 50.0), Measured(Contestant("parallel", True), 450.0, 400.0)
-    chunks = Measured(Contestant("chunks", True, 512), 170.0, None)
+    own, parallel = (
+        Measured(Contestant("RetLab"), 100.0, 50.0),
+        Measured(Contestant("parallel", "torchscale"), 450.0, 400.0),
+    )
+    chunks = Measured(Contestant("chunks", "torchscale", 512), 170.0, None)
     text = table([own, parallel, chunks], 2048, 8192).splitlines()
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in text[2:]] == [
         ["RetLab", "100", "", "", "50", "", ""],

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -23,15 +23,18 @@ DEFAULT_CHUNK = 512
 
 
 class Contestant(NamedTuple):
-    """A layer in one form: RetLab's with its default settings, or TorchScale's, parallel or in chunks."""
+    """A layer in one form: RetLab's with its default settings, or TorchScale's, parallel or in chunks.
+
+    Or nothing but the five products with weights that both compute, which no form of retention can do without.
+    """
 
     name: str
-    is_torchscale: bool = False
+    kind: Literal["retlab", "torchscale", "projections"] = "retlab"
     chunk: int | None = None
 
     def floors(self) -> tuple[float | None, float | None]:
         """How many times faster RetLab is to be, and how many times its memory this may take; None is not asked."""
-        if not self.is_torchscale:
+        if self.kind != "torchscale":
             return None, None
         if self.chunk is None:
             return 4.0, 6.0
@@ -48,9 +51,10 @@ class Measured:
 
 
 def contestants(chunks: tuple[int, ...] = (64, 128, 256, DEFAULT_CHUNK)) -> list[Contestant]:
-    """RetLab's layer, and TorchScale's in its parallel form and with each of these chunks."""
-    peers = [Contestant(f"TorchScale, chunks of {chunk}", True, chunk) for chunk in chunks]
-    return [Contestant("RetLab"), Contestant("TorchScale, parallel", True), *peers]
+    """RetLab's layer, TorchScale's in its parallel form and with each of these chunks, and what they have in common."""
+    peers = [Contestant(f"TorchScale, chunks of {chunk}", "torchscale", chunk) for chunk in chunks]
+    parallel, common = Contestant("TorchScale, parallel", "torchscale"), Contestant("projections alone", "projections")
+    return [Contestant("RetLab"), parallel, *peers, common]
 
 
 def measure(who: list[Contestant], tokens: int, rounds: int, memory_tokens: int | None) -> Iterator[Measured]:
@@ -109,7 +113,8 @@ class _Layer:
     def __init__(self, contestant: Contestant, tokens: int) -> None:
         # Memory that was there before the layer and the tables that it needs.
         self.baseline = _status("VmRSS")
-        self.layer, self.call = (_torchscale if contestant.is_torchscale else _retlab)(contestant, tokens)
+        make = {"retlab": _retlab, "torchscale": _torchscale, "projections": _projections}[contestant.kind]
+        self.layer, self.call = make(contestant, tokens)
         self.hidden = torch.randn(1, tokens, WIDTH, requires_grad=True)
         self.gradient = torch.randn(1, tokens, WIDTH)
 
@@ -163,6 +168,19 @@ def _retlab(_contestant: Contestant, tokens: int) -> Layer:
     assert layer.frequencies is not None
     turned = rotation(torch.arange(tokens)[None], layer.frequencies)
     return layer, lambda hidden: layer(hidden, turned)[0]
+
+
+def _projections(_contestant: Contestant, _tokens: int) -> Layer:
+    from retlab.mixers.retention import Retention
+
+    layer = Retention(WIDTH, num_heads=HEADS)
+
+    def call(hidden: torch.Tensor) -> torch.Tensor:
+        # Sums are the cheapest way to have all of them take part.
+        qk = torch.cat((layer.q_proj(hidden), layer.k_proj(hidden)), dim=-1)
+        return layer.out_proj(qk + layer.v_proj(hidden) + layer.g_proj(hidden))
+
+    return layer, call
 
 
 def _torchscale(contestant: Contestant, tokens: int) -> Layer:
