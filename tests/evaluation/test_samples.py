@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.evaluation.trained import write_model, write_other_model
 from transformers import TextStreamer
 
@@ -21,10 +22,13 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> TrainedModel:
     return model
 
 
-def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attention(trained: TrainedModel) -> None:
+def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attention(
+    trained: TrainedModel, capfd: pytest.CaptureFixture[str]
+) -> None:
     prompt, section = "abcdefghij" * 5, GenerateSection(temperature=0, max_new_tokens=4)
     sample = continue_prompt(trained, section, prompt)
     lines = " ".join(notices(trained, sample))
+    assert "reminder" not in capfd.readouterr().err, "what transformers says of windows is no news to a state"
     if trained.config.architecture == "retnet":
         assert (sample.cut_tokens, sample.prompt_tokens, lines) == (0, 50, "")
     else:
@@ -66,7 +70,7 @@ def test_an_empty_prompt_begins_a_document(trained: TrainedModel) -> None:
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("def \r\n\n  été\n".encode())
+    (tmp_path / "a.txt").write_bytes("\ufeffdef \r\n\n  été\n".encode())
     assert read_prompts(tmp_path / "a.txt") == ["def ", "  été"]
     (tmp_path / "a.jsonl").write_text('{"prompt": "two\\nlines", "other": 1}\n{"prompt": ""}\n')
     assert read_prompts(tmp_path / "a.jsonl") == ["two\nlines", ""]
@@ -78,6 +82,11 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         ("a.txt", b"fine\nb\xffd\n", r"a.txt, line 2: byte 0xff at place 2 is no UTF-8 text"),
         ("a.txt", b"\n\n", r"a.txt holds no prompt"),
         ("a.jsonl", b'{"prompt": 3}\n', r"a.jsonl, line 1: no prompt"),
+        (
+            "a.jsonl",
+            b'{"prompt": "ab\\ud800"}\n',
+            r"a.jsonl, line 1: U\+D800, half a character, at place 3 is no UTF-8",
+        ),
         ("a.jsonl", b"def \n", r"a.jsonl, line 1: no prompt"),
         ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: no prompt"),
         (None, b"", r"a.txt cannot be read \(No such file or directory\)"),
@@ -88,6 +97,12 @@ def test_files_that_hold_no_prompts(tmp_path: Path, name: str | None, content: b
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read_prompts(tmp_path / (name or "a.txt"))
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", b"ab\xe9".decode(errors="surrogateescape")])
+def test_a_configuration_holds_text_alone(prompt: str) -> None:
+    with pytest.raises(ValidationError, match="holds no text: .* is no UTF-8 text"):
+        GenerateSection(prompts=["a", prompt])
 
 
 def test_words_that_are_no_text() -> None:
