@@ -86,6 +86,7 @@ def test_nothing_comes_from_outside_and_text_is_text(files: dict[str, Path]) -> 
     assert "script" not in page.tags
     text = "".join(page.text)
     assert '<script>alert("x")</script>' in text, "of a sample"
+    assert "After the prompt 'def read('" in text, "in quotes, so that an empty one is seen"
     assert "<b>&" in text, "of a configuration"
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -138,6 +139,8 @@ def test_a_browser_shows_it_without_complaint(files: dict[str, Path], tmp_path: 
         assert page.evaluate("[...document.querySelectorAll('.scroll')].some(one => one.scrollWidth > one.clientWidth)")
         rule = "getComputedStyle(document.querySelector('tbody tr + tr > *')).borderTopWidth"
         assert page.evaluate(rule) == "1px", "the style sheet arrived whole"
+        rule = "[...document.querySelectorAll('table')].map(one => getComputedStyle(one).borderCollapse)"
+        assert set(page.evaluate(rule)) == {"separate"}, "collapsed borders stay behind under a sticky column"
         page.print(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
         assert page.complaints == []

@@ -2,20 +2,25 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.comparison.made_runs import METHOD, write_run
+from tests.forked import Script
 
 from retlab.comparison.report import compare
 from retlab.comparison.runs import read_run, read_runs
 from retlab.comparison.terminal import to_text
 from retlab.comparison.writing import WIDTH
-from retlab.errors import UserError
+from retlab.errors import EXIT_INTERRUPTED, UserError
 from retlab.section import PROJECT_ROOT
+
+SCRIPT = PROJECT_ROOT / "src" / "compare_runs.py"
 
 
 def text_of(*folders: Path) -> str:
@@ -32,7 +37,7 @@ def test_the_table_has_every_number_and_fits_the_terminal(tmp_path: Path) -> Non
     text = text_of(*folders)
     assert max(map(len, text.splitlines())) <= WIDTH
     row = next(line.split() for line in text.splitlines() if line.startswith("quickstart-retnet "))
-    assert row == ["quickstart-retnet", "1,234,567", "4.0000*", "54.60*", "1.4427*", "400", "0.87500", "0.21875"]
+    assert row == ["quickstart-retnet", "1,234,567", "4.0000*", "54.60*", "1.4427*", "400", "0.75000", "0.18750"]
     assert next(line.split() for line in text.splitlines() if line.startswith("xz")) == ["xz", "1.3880"]
     for word in ("nats/token", "bits per byte", "tokens/s", "kWh", "kg CO2e", "bigram counts", METHOD, "* the better"):
         assert word in flat(text)
@@ -118,7 +123,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 
 
 def run(*words: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(PROJECT_ROOT / "src" / "compare_runs.py"), *map(str, words)]
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -135,6 +140,24 @@ def test_command(tmp_path: Path) -> None:
     assert told["baseline"] == "first"
     assert told["tables"]["difference from the baseline"][0]["difference"] == pytest.approx(0.5)
     assert told["tables"]["summary"][1]["test loss (nats/token)"] == pytest.approx(4.5)
+
+
+def test_json_has_no_numbers_that_json_does_not_know(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("110,11000,nan,inf,30,1\n")
+    told = json.loads(run(folder, "--json").stdout, parse_constant=pytest.fail)
+    assert told["tables"]["learning curve of a"][-1]["training loss (nats/token)"] is None
+
+
+def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "results.json")
+    process = Script(SCRIPT, str(tmp_path))
+    # Opened here as soon as it is read there.
+    with open(tmp_path / "results.json", "wb"):
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == EXIT_INTERRUPTED
+    assert process.communicate()[0] == "interrupted: SIGINT received; run the same command again\n"
 
 
 def test_wrong_words_are_a_sentence(tmp_path: Path) -> None:

@@ -100,9 +100,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure | None:
     if not any(rows.values()):
         return None
     windows = sorted({run.settings["sequence_length"] for run in runs if "sequence_length" in run.settings})
-
-    named = " and ".join(f"{window:,}" for window in windows)
-    caption = f"Bands: twice the standard error. Dashed: windows of {named} tokens."
+    caption = "Bands: twice the standard error. Dashed: the length of the windows that the tokens were scored in."
     return Figure("loss_by_position", "Loss by position", caption, PICTURE_SIZE, drawing_of(rows, windows))
 
 

@@ -46,7 +46,8 @@ def _with_error(row: dict[str, Any], key: str = "value") -> Cell:
     value, error = row.get(key), row.get("standard_error")
     if value is None:
         return Cell()
-    return Cell(value, f"{value:,.4f}" + ("" if error is None else f" ±{significant(error, 2).text}"), error)
+    shown = f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4e}"
+    return Cell(value, shown + ("" if error is None else f" ±{significant(error, 2).text}"), error)
 
 
 def _task_key(row: dict[str, Any]) -> tuple[str, str, str, Any]:
@@ -131,7 +132,7 @@ def curve_tables(runs: Sequence[Run]) -> Iterator[Table]:
 def curve(run: Run) -> list[dict[str, float]]:
     """The lines of a run's metrics with `energy_kwh`, the training's energy shared out by time."""
     lines = [line for line in run.metrics if "step" in line]
-    energy, end = run.training_energy_kwh, max((line.get("seconds", 0.0) for line in lines), default=0.0)
+    energy, end = run.total("energy_kwh", "train_model"), max((line.get("seconds", 0.0) for line in lines), default=0.0)
     if energy is None or not end:
         return lines
     return [{**line, "energy_kwh": energy * line["seconds"] / end} if "seconds" in line else line for line in lines]

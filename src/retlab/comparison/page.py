@@ -89,6 +89,7 @@ def html(comparison: Comparison, pictures: dict[str, dict[str, str]]) -> str:
         pictures=pictures,
         plain=plain,
         visible=visible,
+        quoted=repr,
         breakable=breakable,
         alternative=_alternative(comparison),
         commit=provenance.commit(),

@@ -57,7 +57,12 @@ def compare(runs: list[Run], baseline: Run) -> Comparison:
 
     differences = contents.differences(runs, baseline)
     sections = [
-        Section("Summary", [contents.summary(runs, baseline)], notes=list(test_notes(runs, baseline))),
+        Section(
+            "Summary",
+            [contents.summary(runs, baseline)],
+            hidden=_there(contents.test_text(runs)),
+            notes=list(test_notes(runs, baseline)),
+        ),
         Section(
             "Difference from the baseline",
             _there(contents.difference_table(differences, baseline)),

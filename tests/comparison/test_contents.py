@@ -1,0 +1,129 @@
+"""What the tables say of runs: trained ones, other models, and what one of them alone has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.comparison.made_runs import write_run
+
+from retlab.comparison.report import Comparison, compare
+from retlab.comparison.runs import read_run, read_runs
+from retlab.comparison.tables import Cell
+from retlab.drawing import Pen
+from retlab.emissions_rows import COLUMNS, claim_row_file, write_row
+from retlab.errors import UserError
+from retlab.evaluation.position_plot import drawing_of
+
+
+def comparison(*folders: Path) -> Comparison:
+    runs = read_runs(folders)
+    return compare(runs, runs[0])
+
+
+def cells(found: Comparison, table: str, column: str) -> dict[str, Cell]:
+    """Of each row of a table the cell of one column."""
+    one = found.table(table)
+    assert one is not None
+    place = [title.title for title in one.columns].index(column)
+    return {row.label: row.cells[place] for row in one.rows}
+
+
+def change(folder: Path, key: str, value: Any) -> Path:
+    """Give results.json another value."""
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, key: value}))
+    return folder
+
+
+def test_another_model_is_not_what_the_experiment_beside_it_is(tmp_path: Path) -> None:
+    model = {"architecture": "retnet", "hidden_size": 64}
+    mine = write_run(tmp_path / "mine", model=model, data={"source": "here"})
+    llama = write_run(tmp_path / "llama", model=model, data={"source": "here"}, evaluate={"model": "tiny/llama"})
+    for file in (llama / "emissions").glob("train_model*"):
+        file.unlink()
+    found = comparison(mine, llama)
+    assert found.table("configuration") is not None
+    assert {label: cell.value for label, cell in cells(found, "configuration", "llama").items()} == {
+        "evaluate.model": "tiny/llama"
+    }
+    assert {label: cell.value for label, cell in cells(found, "size", "data").items()} == {"mine": "here", "llama": ""}
+    # What was not trained here has cost nothing that is known, which is not better than something.
+    training = cells(found, "energy", "training")
+    assert (training["mine"].value, training["llama"].value) == (0.75, None)
+    assert not any(cell.mark for cell in training.values())
+    assert cells(found, "energy", "evaluation")["llama"].value == 0.125
+    assert cells(found, "summary", "energy")["llama"].value is None
+
+
+def test_how_a_run_was_measured_is_no_difference_of_the_run(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", model={"chunk_size": 1}, evaluate={"batch_size": 1}, generate={"seed": 1})
+    second = write_run(tmp_path / "b", model={"chunk_size": 2}, evaluate={"batch_size": 2}, generate={"seed": 2})
+    assert list(cells(comparison(first, second), "configuration", "b")) == ["model.chunk_size"]
+
+
+def test_energy_is_better_where_the_same_was_done(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    # Only the first made the data that both use.
+    file, attempt = claim_row_file(runs[0], "split_data")
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"stage": "split_data", "attempt": attempt, "status": "complete"}
+    write_row(file, row | {"energy_kwh": 4.0, "emissions_kg_co2e": 1.0, "duration_seconds": 60.0})
+    found = comparison(*runs)
+    assert cells(found, "energy", "other stages")["a"].value == 4
+    assert {name: cell.value for name, cell in cells(found, "energy", "all").items()} == {"a": 4.875, "b": 0.875}
+    assert not any(cell.mark for cell in cells(found, "energy", "all").values())
+    assert {name: cell.value for name, cell in cells(found, "summary", "energy").items() if cell.value} == {
+        "a": 0.75,
+        "b": 0.75,
+    }
+
+
+def test_the_numbers_of_the_notes_are_in_a_table(tmp_path: Path) -> None:
+    found = comparison(write_run(tmp_path / "a"))
+    for column, value in (("documents", 40), ("text", 4000), ("with ends", 1000), ("window", 256)):
+        assert cells(found, "test text", column)["a"].value == value
+
+
+def test_scores_of_any_size_fit(tmp_path: Path) -> None:
+    row = {"task": "rolling", "metric": "word_perplexity", "filter": "none", "shots": 0, "value": 65_286_001_297.4445}
+    found = comparison(change(write_run(tmp_path / "a"), "tasks", [row]))
+    assert cells(found, "tasks", "a")["rolling, word_perplexity, 0 shots"].text == "6.5286e+10"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("model", {"parameters": "many"}),
+        ("test", {"loss": 1.0}),
+        ("test", 3),
+        ("settings", []),
+        ("tasks", [{"task": "x"}]),
+        ("tasks", {"x": {"acc": 1}}),
+        ("latency", [{"context": 5}]),
+        ("loss_by_position", [3]),
+    ],
+)
+def test_results_of_something_else_are_a_sentence(tmp_path: Path, part: str, value: Any) -> None:
+    folder = change(write_run(tmp_path / "a"), part, value)
+    with pytest.raises(UserError, match=rf"^{part} in .*results.json is not what this version of RetLab writes; run"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("content", ['[{"x": 1}]', '["a"]', "3", '[{"prompt": "a", "continuation": null}]'])
+def test_samples_of_something_else_are_left_out(tmp_path: Path, content: str) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / "evaluation" / "samples" / "samples.json").write_text(content)
+    assert comparison(folder).samples == []
+
+
+@pytest.mark.parametrize(
+    ("windows", "text"), [([256], "window of 256 tokens"), ([64, 128, 1024], "windows of 64, 128 and 1,024 tokens")]
+)
+def test_windows_are_named_beside_the_plot_of_positions_and_not_on_its_curves(windows: list[int], text: str) -> None:
+    from matplotlib.figure import Figure
+
+    canvas = Figure()
+    rows = [{"first_position": 1, "last_position": 2, "loss": 3.0, "standard_error": None}]
+    drawing_of({"mine": rows, "other": rows}, windows)(canvas, Pen())
+    assert [entry.get_text() for entry in canvas.legends[0].get_texts()] == ["mine", "other", text]
+    assert not canvas.axes[0].texts
