@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from tests.comparison.made_runs import write_run
 
 from retlab.comparison.report import Comparison, compare
@@ -120,10 +121,32 @@ def test_samples_of_something_else_are_left_out(tmp_path: Path, content: str) ->
     ("windows", "text"), [([256], "window of 256 tokens"), ([64, 128, 1024], "windows of 64, 128 and 1,024 tokens")]
 )
 def test_windows_are_named_beside_the_plot_of_positions_and_not_on_its_curves(windows: list[int], text: str) -> None:
-    from matplotlib.figure import Figure
-
     canvas = Figure()
     rows = [{"first_position": 1, "last_position": 2, "loss": 3.0, "standard_error": None}]
     drawing_of({"mine": rows, "other": rows}, windows)(canvas, Pen())
     assert [entry.get_text() for entry in canvas.legends[0].get_texts()] == ["mine", "other", text]
     assert not canvas.axes[0].texts
+
+
+def test_losses_of_other_tokens_or_text_are_in_no_plot(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "a"), write_run(tmp_path / "tokens", tokens=20),
+        write_run(tmp_path / "text", text="other"), write_run(tmp_path / "d"),
+    ]  # fmt: skip
+    found = comparison(*folders)
+    figures = {figure.name: figure for section in found.sections for figure in section.figures}
+    for name in ("learning_curves", "loss_by_position"):
+        assert figures[name].caption.endswith("of other tokens or of other text: tokens, text.")
+        canvas = Figure()
+        figures[name].draw(canvas, Pen())
+        drawn = [entry.get_text() for entry in canvas.legends[0].get_texts()]
+        assert drawn[:2] == ["a", "d"]
+        # The colours are those that the runs have in the plots that show them all.
+        assert Pen().colour(3) in {line.get_color() for line in canvas.axes[0].lines}
+    table = found.table("loss by position")
+    assert table is not None
+    assert [column.title for column in table.columns] == ["a", "d"]
+    report = json.loads((folders[1] / "model" / "manifest.json").read_text())
+    report["report"]["best_validation_loss"] = 1.0
+    (folders[1] / "model" / "manifest.json").write_text(json.dumps(report))
+    assert "best validation loss" not in [column.title for column in comparison(*folders[:2]).table("training").columns]  # type: ignore[union-attr]

@@ -96,6 +96,11 @@ def compares_losses(run: Run, baseline: Run) -> bool:
     return not same_text(run, baseline) or run.test.get("tokens") == baseline.test.get("tokens")
 
 
+def loses_alike(run: Run, baseline: Run) -> bool:
+    """Whether losses of a run can be drawn beside the baseline's: the same text in as many tokens."""
+    return not run.test or not baseline.test or (same_text(run, baseline) and compares_losses(run, baseline))
+
+
 def differences(runs: Sequence[Run], baseline: Run) -> dict[str, Difference]:
     """The paired difference of each run's test loss from the baseline's, of those that have one."""
     found = {}
@@ -157,23 +162,24 @@ def _size_cells(run: Run) -> list[Cell]:
     ]
 
 
-def training(runs: Sequence[Run]) -> Table | None:
-    """What the training took."""
+def training(runs: Sequence[Run], baseline: Run) -> Table | None:
+    """What the training took; of other tokens than the baseline's the loss is left out."""
     columns = [
         Column("best validation loss", "nats/token"), Column("at step"), Column("work", "PFLOP"),
         Column("speed", "tokens/s"), Column("time in steps", "min"), Column("peak memory", "GiB"),
     ]  # fmt: skip
-    rows = mark_columns([Row(run.name, _training_cells(run)) for run in runs], {3: "higher", 4: "lower", 5: "lower"})
+    cells = {run.name: _training_cells(run, compares_losses(run, baseline)) for run in runs}
+    rows = mark_columns([Row(name, row) for name, row in cells.items()], {3: "higher", 4: "lower", 5: "lower"})
     table = without_empty(Table("training", columns, rows))
     return table if table.columns else None
 
 
-def _training_cells(run: Run) -> list[Cell]:
+def _training_cells(run: Run, with_loss: bool) -> list[Cell]:
     report, last = run.trained.get("report", {}), run.metrics[-1] if run.metrics else {}
     flops, tokens = report.get("flops_per_token"), report.get("tokens")
     seconds, memory = last.get("seconds"), last.get("peak_memory_bytes")
     return [
-        number(report.get("best_validation_loss"), ".4f"),
+        number(report.get("best_validation_loss") if with_loss else None, ".4f"),
         number(report.get("best_step"), ",d"),
         significant(None if flops is None or tokens is None else flops * tokens / 1e15, 4),
         number(run.tokens_per_second, ",.0f"),

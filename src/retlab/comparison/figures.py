@@ -1,7 +1,7 @@
 """The comparison's plots: learning curves, loss by position, latency and memory, in light and dark."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,16 @@ class Figure:
     draw: Draw
 
 
-def figures(runs: Sequence[Run]) -> list[Figure]:
-    """The plots that there are numbers for."""
-    found = [learning_curves(runs), loss_by_position(runs), *latency(runs)]
+def figures(runs: Sequence[Run], alike: Sequence[Run]) -> list[Figure]:
+    """The plots that there are numbers for; those of losses show only the runs whose losses are alike."""
+    found = [learning_curves(runs, alike), loss_by_position(runs, alike), *latency(runs)]
     return [figure for figure in found if figure is not None]
 
 
-def learning_curves(runs: Sequence[Run]) -> Figure | None:
+def learning_curves(runs: Sequence[Run], alike: Sequence[Run]) -> Figure | None:
     """Validation loss, and behind it the training loss, over steps, tokens, time and energy."""
-    curves = {run.name: curve(run) for run in runs}
+    # Every run has its place, and with it its colour, in all plots.
+    curves = {run.name: curve(run) if run in alike else [] for run in runs}
     if not any(curves.values()):
         return None
     axes_of = list(_CURVE_AXES)
@@ -68,7 +69,13 @@ def learning_curves(runs: Sequence[Run]) -> Figure | None:
     caption = "Points: validation loss. Thin lines: training loss."
     if len(axes_of) == 4:
         caption += " Energy is that of all attempts at the training, shared out by time."
+    caption += _left_out(run.name for run in runs if run not in alike and curve(run))
     return Figure("learning_curves", "Learning curves", caption, (10, 7.5), draw)
+
+
+def _left_out(names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return f" Left out, as their losses are those of other tokens or of other text: {listed}." if listed else ""
 
 
 def _curve(panel: Any, lines: list[dict[str, float]], key: str, scale: float, style: dict[str, Any], name: str) -> None:
@@ -94,13 +101,14 @@ def _shown_losses(curves: list[list[dict[str, float]]]) -> tuple[float, float]:
     return min(ends) - margin, max(ends) + margin
 
 
-def loss_by_position(runs: Sequence[Run]) -> Figure | None:
+def loss_by_position(runs: Sequence[Run], alike: Sequence[Run]) -> Figure | None:
     """Loss over the place of a token in its document."""
-    rows = {run.name: run.results.get("loss_by_position", []) for run in runs}
+    rows = {run.name: run.results.get("loss_by_position", []) if run in alike else [] for run in runs}
     if not any(rows.values()):
         return None
-    windows = sorted({run.settings["sequence_length"] for run in runs if "sequence_length" in run.settings})
+    windows = sorted({run.settings["sequence_length"] for run in alike if "sequence_length" in run.settings})
     caption = "Bands: twice the standard error. Dashed: the length of the windows that the tokens were scored in."
+    caption += _left_out(run.name for run in runs if run not in alike and run.results.get("loss_by_position"))
     return Figure("loss_by_position", "Loss by position", caption, PICTURE_SIZE, drawing_of(rows, windows))
 
 

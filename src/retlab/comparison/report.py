@@ -50,7 +50,8 @@ class Comparison:
 
 def compare(runs: list[Run], baseline: Run) -> Comparison:
     """Put runs beside the baseline, which is one of them."""
-    plots = {figure.name: figure for figure in figures(runs)}
+    alike = [run for run in runs if contents.loses_alike(run, baseline)]
+    plots = {figure.name: figure for figure in figures(runs, alike)}
 
     def drawn(*names: str) -> list[Figure]:
         return [plots[name] for name in names if name in plots]
@@ -69,8 +70,8 @@ def compare(runs: list[Run], baseline: Run) -> Comparison:
             notes=list(_unpaired(runs, baseline, differences)),
         ),
         Section("What the runs are", [contents.sizes(runs), *_there(contents.configuration(runs, baseline))]),
-        Section("Training", _there(contents.training(runs)), drawn("learning_curves")),
-        Section("Loss by position", figures=drawn("loss_by_position"), hidden=_there(measured.position_table(runs))),
+        Section("Training", _there(contents.training(runs, baseline)), drawn("learning_curves")),
+        Section("Loss by position", figures=drawn("loss_by_position"), hidden=_there(measured.position_table(alike))),
         Section("Tasks", _there(measured.task_table(runs))),
         Section("Latency and memory", _there(measured.latency_table(runs)), drawn("time_per_token", "memory")),
         Section("Energy and emissions", _there(contents.energy(runs))),

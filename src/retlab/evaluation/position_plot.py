@@ -21,6 +21,8 @@ def drawing_of(runs: Mapping[str, list[dict[str, Any]]], windows: Sequence[int])
     def draw(canvas: Any, pen: Pen) -> None:
         axes: Any = canvas.add_subplot()
         for place, (name, rows) in enumerate(runs.items()):
+            if not rows:
+                continue
             places = [math.sqrt(row["first_position"] * row["last_position"]) for row in rows]
             losses, errors = [row["loss"] for row in rows], [2 * (row["standard_error"] or 0.0) for row in rows]
             axes.plot(places, losses, label=name, linewidth=1.6, **pen.style(place))
