@@ -155,7 +155,7 @@ def _run_the_rest(work: _Work, keys: dict[str, str]) -> None:
     for number, (name, leaf) in enumerate(left.items(), start=1):
         before = len(work.done)
         with without_hub(work.offline or not leaf.remote):
-            _run(work, model, leaf, keys[name], f"{name} ({number} of {len(left)})")
+            _run(work, model, leaf, keys[name], f"{name} ({number:,} of {len(left):,})")
         if len(work.done) > before:
             said = time.monotonic()
         elif time.monotonic() - said > PLAIN_INTERVAL_SECONDS:
@@ -216,7 +216,8 @@ def _scores(result: dict[str, Any]) -> str:
     shown = []
     for metric in result["metrics"]:
         error = metric["standard_error"]
-        shown.append(f"{metric['metric']} {results.shown_number(metric['value'])}")
+        which = "" if metric["filter"] == "none" else f" ({metric['filter']})"
+        shown.append(f"{metric['metric']}{which} {results.shown_number(metric['value'])}")
         if error is not None:
             shown[-1] += f" ± {results.shown_number(error)}"
     return ", ".join(shown)
