@@ -84,11 +84,18 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[3:5]] == ["here/mine", "there/mine"]
 
 
-def test_long_names_are_cut(tmp_path: Path) -> None:
-    name = "an-experiment-with-a-name-that-nobody-should-give-to-an-experiment"
-    lines = text_of(write_run(tmp_path / name)).split("Where")[0].splitlines()
+def test_long_names_are_told_apart_by_both_ends(tmp_path: Path) -> None:
+    name = "an-experiment-with-a-name-that-nobody-should-give-to-any-experiment-at-all-"
+    lines = text_of(*(write_run(tmp_path / f"{name}{number}") for number in (1, 2))).split("Where")[0].splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert any(line.startswith("an-experiment") and "...  " in line for line in lines)
+    named = {line.split()[0] for line in lines if line.startswith("an-experiment")}
+    assert {f"an-experiment-with-a...y-experiment-at-all-{number}" for number in (1, 2)} <= named
+
+
+def test_rows_without_a_value_are_not_repeated_below(tmp_path: Path) -> None:
+    table = text_of(write_run(tmp_path / ("x" * 60))).split("* the better")[0]
+    assert "kWh" in table.split("\n\n")[1], "the last columns stand below"
+    assert table.count("uniform guess") == 1
 
 
 def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from retlab.comparison.measured import curve
 from retlab.comparison.runs import Run
-from retlab.drawing import Draw, Pen
+from retlab.drawing import Draw, Pen, legend_above
 from retlab.evaluation.latency import plots
 from retlab.evaluation.latency.rows import LatencyRow
 from retlab.evaluation.position_plot import PICTURE_SIZE, drawing_of
@@ -63,8 +63,7 @@ def learning_curves(runs: Sequence[Run], alike: Sequence[Run]) -> Figure | None:
             panel.set_ylabel("loss, nats per token")
         low, high = _shown_losses(list(curves.values()))
         panels[0].set_ylim(low, high)
-        handles, labels = panels[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), frameon=False)
+        legend_above(canvas, *panels[0].get_legend_handles_labels())
 
     caption = "Points: validation loss. Thin lines: training loss."
     if len(axes_of) == 4:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retlab.drawing import Draw, Pen
+from retlab.drawing import Draw, Pen, legend_above
 
 PICTURE_SIZE = (9.0, 4.6)
 """Inches."""
@@ -37,7 +37,7 @@ def drawing_of(runs: Mapping[str, list[dict[str, Any]]], windows: Sequence[int])
         axes.grid(True, linewidth=0.6)
         # Above the plot, where no curve runs through it; several windows are one entry.
         entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        canvas.legend(entries.values(), entries, loc="outside upper center", ncols=min(len(entries), 3), frameon=False)
+        legend_above(canvas, entries.values(), entries)
 
     return draw
 
