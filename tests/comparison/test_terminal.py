@@ -147,6 +147,7 @@ def test_command(tmp_path: Path) -> None:
     assert told["baseline"] == "first"
     assert told["tables"]["difference from the baseline"][0]["difference"] == pytest.approx(0.5)
     assert told["tables"]["summary"][1]["test loss (nats/token)"] == pytest.approx(4.5)
+    assert told["tables"]["summary"][0]["bits/byte"] == pytest.approx(1 / math.log(2))
 
 
 def test_json_has_no_numbers_that_json_does_not_know(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ _REFERENCE_NAMES = {
 def summary(runs: Sequence[Run], baseline: Run) -> Table:
     """One line for each run with what matters most, and below them what needs no network to be reached."""
     columns = [
-        Column("parameters"), Column("test loss", "nats/token"), Column("perplexity"), Column("bits per", "byte"),
+        Column("parameters"), Column("test loss", "nats/token"), Column("perplexity"), Column("bits/byte"),
         Column("training", "tokens/s"), Column("energy", "kWh"), Column("emissions", "kg CO2e"),
     ]  # fmt: skip
     rows = [
