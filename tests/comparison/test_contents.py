@@ -91,6 +91,20 @@ def test_scores_of_any_size_fit(tmp_path: Path) -> None:
     assert cells(found, "tasks", "a")["rolling, word_perplexity, 0 shots"].text == "6.5286e+10"
 
 
+def test_reference_points_are_those_of_the_baselines_text_and_tokens(tmp_path: Path) -> None:
+    def labels(*folders: Path) -> set[str]:
+        return set(cells(comparison(*folders), "summary", "test loss"))
+
+    bare = write_run(tmp_path / "bare")
+    results = json.loads((bare / "results.json").read_text())
+    results.pop("reference_points")
+    (bare / "results.json").write_text(json.dumps(results))
+    other, tokens = write_run(tmp_path / "other", text="other"), write_run(tmp_path / "tokens", tokens=20)
+    assert labels(bare, other, tokens) == {"bare", "other", "tokens"}
+    assert "bigram counts" in labels(bare, write_run(tmp_path / "alike"))
+    assert "bigram counts" in labels(other, bare)
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [

@@ -37,8 +37,9 @@ def summary(runs: Sequence[Run], baseline: Run) -> Table:
     ]
     rows = _mark(rows, runs, baseline, {1: "lower", 2: "lower", 3: "lower"})
     rows = mark_columns(rows, {4: "higher", 5: "lower", 6: "lower"})
-    pointed = [run.results["reference_points"] for run in runs if "reference_points" in run.results]
-    points: dict[str, Any] = pointed[0] if pointed else {}
+    # Those of other text or other tokens say nothing of the numbers above them.
+    pointed = (run.results.get("reference_points", {}) for run in runs if run.test and loses_alike(run, baseline))
+    points: dict[str, Any] = next(filter(None, pointed), {})
     references = [
         Row(_REFERENCE_NAMES.get(name, name), [Cell(), *_test_cells(numbers, True), Cell(), Cell(), Cell()], place == 0)
         for place, (name, numbers) in enumerate(points.items())
