@@ -82,6 +82,10 @@ def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     lines = text_of(*(write_run(tmp_path / folder / "mine") for folder in ("here", "there"))).splitlines()
     assert [line.split()[0] for line in lines[3:5]] == ["here/mine", "there/mine"]
+    # Two checkouts of the same experiment.
+    folders = [write_run(tmp_path / checkout / "runs" / "mine") for checkout in ("a", "b")]
+    assert [run.name for run in read_runs(folders)] == ["a/runs/mine", "b/runs/mine"]
+    assert "b/runs/mine +0.0000" in flat(text_of(*folders))
 
 
 def test_long_names_are_told_apart_by_both_ends(tmp_path: Path) -> None:

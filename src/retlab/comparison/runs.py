@@ -78,7 +78,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders; those of the same name are told apart by the folder around them.
+    """Read run folders; those of the same name are told apart by the folders around them.
 
     Raises:
         UserError: one of them is no evaluated run, or is named twice.
@@ -88,9 +88,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if twice:
         raise UserError(f"{shown_path(twice[0])} is named twice; name each run once")
     runs = [read_run(folder) for folder in resolved]
-    if len({run.name for run in runs}) < len(runs):
-        return [replace(run, name=f"{run.folder.parent.name}/{run.folder.name}") for run in runs]
-    return runs
+    return [replace(run, name=name) for run, name in zip(runs, _short_names(resolved), strict=True)]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The ends of the paths, as long as it takes for each to be another."""
+    names: list[str] = []
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = [str(Path(*folder.parts[-parts:])) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def read_run(folder: Path) -> Run:
