@@ -85,6 +85,23 @@ def test_the_numbers_of_the_notes_are_in_a_table(tmp_path: Path) -> None:
         assert cells(found, "test text", column)["a"].value == value
 
 
+def test_scores_of_other_questions_are_not_better(tmp_path: Path) -> None:
+    row = {"task": "choice", "metric": "acc", "filter": "none", "shots": 0, "value": 0.5, "samples": 40, "version": 1}
+    first = change(write_run(tmp_path / "a"), "tasks", [row])
+    limited = change(write_run(tmp_path / "b"), "tasks", [row | {"value": 0.9, "samples": 10}])
+    newer = change(write_run(tmp_path / "c"), "tasks", [row | {"value": 0.9, "version": 2}])
+    alike = change(write_run(tmp_path / "d"), "tasks", [row | {"value": 0.9}])
+    for other, told in ((limited, "b 10 of version 1"), (newer, "c 40 of version 2")):
+        table = comparison(first, other).table("tasks")
+        assert table is not None
+        assert not any(cell.mark for cell in table.rows[0].cells)
+        assert table.notes[1].endswith(f"not the same questions, so none is marked: a 40 of version 1, {told}.")
+    table = comparison(first, alike).table("tasks")
+    assert table is not None
+    assert [cell.mark for cell in table.rows[0].cells] == ["", "best"]
+    assert len(table.notes) == 1
+
+
 def test_scores_of_any_size_fit(tmp_path: Path) -> None:
     row = {"task": "rolling", "metric": "word_perplexity", "filter": "none", "shots": 0, "value": 65_286_001_297.4445}
     found = comparison(change(write_run(tmp_path / "a"), "tasks", [row]))

@@ -29,17 +29,27 @@ def task_table(runs: Sequence[Run]) -> Table | None:
     keys = sorted({key for rows in found.values() for key in rows})
     if not keys:
         return None
-    rows = []
+    rows, notes = [], []
     for key in keys:
         cells = [_with_error(found[run.name].get(key, {})) for run in runs]
-        better = _direction(key[1])
+        asked = {run.name: _questions(found[run.name][key]) for run in runs if key in found[run.name]}
+        better = _direction(key[1]) if len(set(asked.values())) == 1 else None
         task, metric, filter_name, shots = key
         label = f"{task}, {metric}" + (f", {filter_name}" if filter_name not in ("none", "") else "")
         label += f", {shots} shot{'' if shots == 1 else 's'}" if shots >= 0 else ""
         rows.append(Row(label, with_best(cells, better) if better else cells))
+        if len(set(asked.values())) > 1:
+            each = ", ".join(f"{name} {questions}" for name, questions in asked.items())
+            notes.append(f"{label}: not the same questions, so none is marked: {each}.")
     columns = [Column(run.name) for run in runs]
     note = "± is lm-evaluation-harness's standard error. The best value is marked where a metric has a better side."
-    return Table("tasks", columns, rows, stub="task, metric", notes=[note])
+    return Table("tasks", columns, rows, stub="task, metric", notes=[note, *notes])
+
+
+def _questions(row: dict[str, Any]) -> str:
+    """How many questions of which version of a task were asked."""
+    version = row.get("version")
+    return f"{row.get('samples') or 0:,}" + ("" if version is None else f" of version {version}")
 
 
 def _with_error(row: dict[str, Any], key: str = "value") -> Cell:
