@@ -110,6 +110,17 @@ def test_ctrl_c_ends_the_program_with_the_texts_that_were_finished(config: Path,
     assert (tmp_path / "all.jsonl").read_text() == ""
 
 
+def test_a_reader_that_leaves_is_no_error(config: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(config), "--prompt", "the ", "generate.max_new_tokens=1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(6)
+        process.stdout.close()
+        assert process.wait(300) == -signal.SIGPIPE
+        assert b"Traceback" not in process.stderr.read()
+
+
 def test_files_of_the_command_line_are_relative_to_where_it_is_given(config: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("the ")
     process = Script(SCRIPT, str(config), "--prompts", "mine.txt", "--output", "all.csv", cwd=tmp_path)
