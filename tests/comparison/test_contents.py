@@ -141,6 +141,13 @@ def test_results_of_something_else_are_a_sentence(tmp_path: Path, part: str, val
         read_run(folder)
 
 
+def test_columns_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    rows = json.loads((folder / "results.json").read_text())["latency"]
+    found = comparison(change(folder, "latency", [row | {"watts": 3} for row in rows]))
+    assert "time_per_token" in {figure.name for section in found.sections for figure in section.figures}
+
+
 @pytest.mark.parametrize("content", ['[{"x": 1}]', '["a"]', "3", '[{"prompt": "a", "continuation": null}]'])
 def test_samples_of_something_else_are_left_out(tmp_path: Path, content: str) -> None:
     folder = write_run(tmp_path / "a")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from retlab.comparison.measured import curve
@@ -113,7 +113,11 @@ def loss_by_position(runs: Sequence[Run], alike: Sequence[Run]) -> Figure | None
 
 def latency(runs: Sequence[Run]) -> Iterator[Figure]:
     """Median time of a decoding step, and memory, over context."""
-    rows = {run.name: [LatencyRow(**row) for row in run.results.get("latency", [])] for run in runs}
+    columns = [field.name for field in fields(LatencyRow)]
+    rows = {
+        run.name: [LatencyRow(**{name: row[name] for name in columns}) for row in run.results.get("latency", [])]
+        for run in runs
+    }
     time, memory = plots.time_per_token(rows), plots.memory(rows)
     if time:
         caption = "Medians, with whiskers to the 95th percentile. Dotted: everything is read anew for each token."
