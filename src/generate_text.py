@@ -23,7 +23,7 @@ from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.errors import Interrupted, UserError
 from retlab.evaluation.settings import GenerateSection
-from retlab.progress import counted
+from retlab.progress import counted, visible
 from retlab.section import shown_path
 from retlab.subject import find_subject
 
@@ -121,14 +121,12 @@ def _typed() -> Iterator[str]:
 
 def _write(trained: "TrainedModel", section: GenerateSection, prompt: str, shows: bool) -> "Sample | None":
     """A sample, shown as it is written; None where Ctrl-C ended it."""
-    from transformers import TextStreamer
-
-    from retlab.evaluation.samples import continue_prompt, notices
+    from retlab.evaluation.samples import TerminalStreamer, continue_prompt, notices
 
     streamer = None
     if shows:
-        print(prompt, end="", flush=True)
-        streamer = TextStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        print(visible(prompt) if sys.stdout.isatty() else prompt, end="", flush=True)
+        streamer = TerminalStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:
         sample = continue_prompt(trained, section, prompt, streamer)
     except KeyboardInterrupt:

@@ -57,7 +57,7 @@ def test_samples_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
     changed = write_run(tmp_path / "e")
     results = json.loads((changed / "results.json").read_text())
-    results["settings"]["sequence_length"] = 64
+    results["settings"] |= {"sequence_length": 64, "precision": "bf16"}
     results["reference_points"]["bigram"]["train_tokens"] = 7
     (changed / "results.json").write_text(json.dumps(results))
     folders = [
@@ -67,6 +67,7 @@ def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
     text = text_of(*folders)
     assert "e was trained on other text: the unigram and bigram counts are those of a." in flat(text)
     assert "e was evaluated with data.sequence_length 64, a with 256" in flat(text)
+    assert "e was evaluated in bf16, a in float32" in flat(text)
     assert "d was" not in text
     said = "b has another tokenizer than a: compare bits per byte; its loss and perplexity, which are per token"
     assert said in flat(text)

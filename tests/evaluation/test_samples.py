@@ -1,16 +1,16 @@
 """Samples: what they count, what they cut, and prompts from files."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 from tests.evaluation.trained import write_model, write_other_model
-from transformers import TextStreamer
 
 from retlab.errors import UserError
-from retlab.evaluation.samples import as_text, continue_prompt, notices, read_prompts
+from retlab.evaluation.samples import TerminalStreamer, as_text, continue_prompt, notices, read_prompts
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import TrainedModel, load_trained_model
 
@@ -42,10 +42,21 @@ def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attentio
 def test_it_is_streamed_as_it_is_written(trained: TrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
     section = GenerateSection(max_new_tokens=18, seed=3)
     sample = continue_prompt(trained, section, "ab")
-    streamer = TextStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TerminalStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
     again = continue_prompt(trained, section, "ab", streamer)
     assert capsys.readouterr().out.removesuffix("\n") == again.continuation == sample.continuation
     assert sample.new_tokens == 18 or sample.ended == "end of text"
+
+
+def test_text_cannot_move_the_cursor_of_a_terminal(
+    trained: TrainedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at_a_terminal, shown in ((True, "a\ufffd[31m b\n"), (False, "a\x1b[31m b\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda answer=at_a_terminal: answer)
+        streamer = TerminalStreamer(trained.tokenizer)
+        streamer.put(torch.tensor(trained.tokenizer("a\x1b[31m b").input_ids))
+        streamer.end()
+        assert capsys.readouterr().out == shown
 
 
 def test_sampling_is_transformers_own(trained: TrainedModel) -> None:

@@ -14,6 +14,7 @@ from retlab.comparison.report import Comparison
 from retlab.comparison.writing import plain, to_csv, to_markdown
 from retlab.drawing import THEMES, render
 from retlab.errors import UserError
+from retlab.progress import visible
 from retlab.section import shown_path
 
 if TYPE_CHECKING:
@@ -112,12 +113,6 @@ def markdown(comparison: Comparison) -> str:
             written = "wrote nothing after this prompt" if text is None else _fenced(visible(prompt + text))
             parts.append(f"**{name}**\n\n{written}")
     return "\n\n".join(parts) + "\n"
-
-
-def visible(text: str) -> str:
-    """Text without what moves a cursor or turns the direction of writing: such characters become a sign for them."""
-    plain_text = text.replace("\r\n", "\n").expandtabs(4)
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain_text)
 
 
 def breakable(text: str) -> "Markup":

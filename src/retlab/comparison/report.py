@@ -117,6 +117,9 @@ def _reservations(baseline: Run, run: Run) -> Iterator[str]:
             f"{run.name} was trained on other text: the unigram and bigram counts are those of"
             f" {next(one.name for one in (baseline, run) if 'reference_points' in one.results)}."
         )
+    now, before = (one.settings.get("precision") for one in (run, baseline))
+    if now and before and now != before:
+        yield f"{run.name} was evaluated in {now}, {baseline.name} in {before}: their losses are rounded differently."
     for key in ("sequence_length", "packing", "reset_at_documents", "carry_state"):
         now, before = run.settings.get(key), baseline.settings.get(key)
         if now != before:

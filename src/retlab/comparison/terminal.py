@@ -4,10 +4,10 @@ import textwrap
 from collections.abc import Iterator
 
 from retlab.comparison.contents import power_methods
-from retlab.comparison.page import visible
 from retlab.comparison.report import Comparison
 from retlab.comparison.tables import Table
 from retlab.comparison.writing import WIDTH, to_terminal
+from retlab.progress import visible
 from retlab.section import shown_path
 
 SAMPLE_LINES = 16

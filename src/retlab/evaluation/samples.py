@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.streamers import BaseStreamer, TextStreamer
 
 from retlab.artifacts import write_json
 from retlab.data.tokenizer import text_tokenizer
@@ -17,6 +18,7 @@ from retlab.errors import UserError
 from retlab.evaluation.settings import GenerateSection, no_text
 from retlab.evaluation.trained_model import TrainedModel, quiet_transformers
 from retlab.memory import memory_errors
+from retlab.progress import visible
 from retlab.section import shown_path
 
 
@@ -122,6 +124,13 @@ def as_text(word: str, place: str) -> str:
     if wrong is not None:
         raise UserError(f"{place}: {wrong}")
     return word
+
+
+class TerminalStreamer(TextStreamer):
+    """Shows text as it is written, but for what would move the cursor of a terminal."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(visible(text) if sys.stdout.isatty() else text, stream_end)
 
 
 def continue_prompt(
