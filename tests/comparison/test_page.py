@@ -10,7 +10,8 @@ import pytest
 from tests.comparison.made_runs import write_run
 from tests.stand_ins.browser import Browser, find_browser
 
-from retlab.artifacts import sha256_file
+from retlab.artifacts import sha256_file, write_atomic
+from retlab.comparison import page as page_module
 from retlab.comparison.page import write_page
 from retlab.comparison.report import compare
 from retlab.comparison.runs import read_runs
@@ -117,6 +118,29 @@ def test_it_is_written_again_and_leaves_other_files_alone(tmp_path: Path) -> Non
     assert "learning_curves.png" not in write(tmp_path / "page", run)
     assert not (tmp_path / "page" / "learning_curves.png").exists(), "a picture without numbers"
     assert (tmp_path / "page" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("written", range(1, 7))
+def test_a_kill_between_two_files_leaves_a_folder_that_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    run, finished = write_run(tmp_path / "a"), []
+
+    def stopped(file: Path, content: bytes) -> None:
+        if len(finished) == written:
+            raise KeyboardInterrupt
+        finished.append(file)
+        write_atomic(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page_module, "write_atomic", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "page", run)
+    assert not (tmp_path / "page" / "index.html").exists()
+    if written == 1:
+        # As a kill in the middle of the first write leaves it.
+        (tmp_path / "page" / "comparison.csv").rename(tmp_path / "page" / ".comparison.csv.partial")
+    assert write(tmp_path / "page", run)["index.html"].is_file()
 
 
 @pytest.mark.component

@@ -32,12 +32,12 @@ def write_page(comparison: Comparison, folder: Path) -> list[Path]:
         UserError: it is no folder, or holds something of another kind and no comparison.
     """
     refuse_foreign(folder)
-    contents: dict[str, bytes] = {}
+    # The table comes first, by which a folder is known as a comparison's, also one that a kill left unfinished.
+    contents = {TABLE: to_csv(comparison.tables()).encode()}
     pictures: dict[str, dict[str, str]] = {}
     for figure in (figure for section in comparison.sections for figure in section.figures):
         contents[f"{figure.name}.png"] = render(figure.draw, figure.size)
         pictures[figure.name] = {theme: _embedded(render(figure.draw, figure.size, theme, "svg")) for theme in THEMES}
-    contents[TABLE] = to_csv(comparison.tables()).encode()
     contents[MARKDOWN] = markdown(comparison).encode()
     # The page comes last: where it is, the rest is.
     contents[PAGE] = html(comparison, pictures).encode()
@@ -61,7 +61,10 @@ def refuse_foreign(folder: Path) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"command line: --output {shown_path(folder)} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
+    # A kill in the first write leaves the beginning of the table under this name.
+    known = {TABLE, f".{TABLE}.partial"}
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if names and not names & known:
         raise UserError(f"command line: --output {shown_path(folder)} holds other files; name a new or empty folder")
 
 
