@@ -5,7 +5,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
-# Stage 6 as a Slurm job: loss, perplexity and bits per byte of the model on the test split, and samples.
+# Stage 6 as a Slurm job: what evaluate.measure lists, of the trained or another model.
 #   bash slurm/06_evaluate_model.sh CONFIG [key=value ...] [-- words for sbatch]    submits it as the section cluster says
 #   sbatch [words for sbatch] slurm/06_evaluate_model.sh CONFIG [key=value ...]     runs it in the job that these words make
 # Whatever Slurm says while this starts is heard.

@@ -7,41 +7,30 @@ page (index.html), comparison.csv, comparison.md and the plots; with --json the 
 """
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from retlab.command import Parser
+from retlab.command import Parser, run_command
 from retlab.comparison.report import Comparison, compare
 from retlab.comparison.runs import read_runs
 from retlab.comparison.terminal import to_text
-from retlab.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from retlab.errors import UserError
 from retlab.section import shown_path
-from retlab.storage import sentence
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the comparison, write the page, and return the exit code."""
+def main() -> None:
+    """Print the comparison and write the page."""
     parser = Parser("%(prog)s RUN_FOLDER [RUN_FOLDER ...] [--baseline RUN_FOLDER] [--output FOLDER] [--json]")
     parser.add_argument("runs", metavar="RUN_FOLDER", type=Path, nargs="*", help="a run folder with results.json")
     parser.add_argument("--baseline", metavar="RUN_FOLDER", type=Path, help="what the others are compared with")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="write page, CSV, Markdown and plots there")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON in place of the tables")
-    try:
-        options, unknown = parser.parse_known_intermixed_args(arguments)
-        parser.refuse_unknown(unknown, ["RUN_FOLDER"])
-        _compare(options.runs, options.baseline, options.output, options.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        said = sentence(error)
-        if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return EXIT_OK
+    options, unknown = parser.parse_known_intermixed_args()
+    parser.refuse_unknown(unknown, ["RUN_FOLDER"])
+    _compare(options.runs, options.baseline, options.output, options.json)
 
 
 def _compare(folders: list[Path], baseline: Path | None, output: Path | None, as_json: bool) -> None:
@@ -76,7 +65,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 table.stub: row.label,
                 **{
-                    f"{column.title.strip()} ({column.unit})" if column.unit else column.title: cell.value
+                    f"{column.title.strip()} ({column.unit})" if column.unit else column.title: _known(cell.value)
                     for column, cell in zip(table.columns, row.cells, strict=True)
                 },
             }
@@ -90,7 +79,12 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     return {"baseline": comparison.baseline.name, "runs": runs, "tables": tables, "notes": notes, "samples": samples}
 
 
+def _known(value: float | str | None) -> float | str | None:
+    """A value as JSON has it, which knows no infinite numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 if __name__ == "__main__":
     # Into `head` or a pager that is left, the table ends as that of any other command does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())
+    run_command(main, "run the same command again")

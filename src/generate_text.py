@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 from retlab.artifacts import write_atomic
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
-from retlab.errors import UserError
+from retlab.errors import Interrupted, UserError
 from retlab.evaluation.settings import GenerateSection
-from retlab.section import absolute, shown_path
+from retlab.progress import counted, visible
+from retlab.section import shown_path
 from retlab.subject import find_subject
 
 if TYPE_CHECKING:
@@ -45,36 +46,52 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Write a sample for each prompt."""
     options = command.options
-    if options.output is not None and options.output.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"command line: --output {options.output} ends with neither .csv nor .jsonl; name such a file")
+    output = _checked_output(options.output)
     if options.interactive and (options.prompt or options.prompts):
         raise UserError("command line: --interactive asks for its prompts; leave --prompt and --prompts out")
-    # Ctrl-C ends a text that is being written, and at a prompt the program.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     section = config.generate
     prompts = _typed() if options.interactive else iter(_asked(section, options))
 
     trained = find_subject(config).load()
-    samples = []
+    samples, stopped = [], False
+    # Ctrl-C ends a text that is being written, and at a prompt the program.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for prompt in prompts:
         sample = _write(trained, section, prompt, shows=not options.json)
         if sample is None:
-            if not options.interactive:
+            stopped = not options.interactive
+            if stopped:
                 break
             continue
         samples.append(sample)
         if options.json:
             print(json.dumps(asdict(sample), ensure_ascii=False), flush=True)
-    if options.output is not None:
-        write_atomic(absolute(options.output), as_table(samples, options.output.suffix))
-        print(f"{len(samples)} samples: {shown_path(absolute(options.output))}", file=sys.stderr)
+    if output is not None:
+        write_atomic(output, as_table(samples, output.suffix))
+        print(f"{counted(len(samples), 'sample')}: {shown_path(output)}", file=sys.stderr)
+    if stopped:
+        raise Interrupted(f"SIGINT received, {counted(len(samples), 'sample')} finished before")
+
+
+def _checked_output(named: Path | None) -> Path | None:
+    """The file for the samples, of which all that can be wrong is said before any of them is written."""
+    if named is None:
+        return None
+    file, where = named.expanduser().absolute(), f"command line: --output {named}"
+    if file.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"{where} ends with neither .csv nor .jsonl; name such a file")
+    if file.is_dir():
+        raise UserError(f"{where} is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"{where}: there is no folder {shown_path(file.parent)}; make it, or name another file")
+    return file
 
 
 def _asked(section: GenerateSection, options: argparse.Namespace) -> list[str]:
     from retlab.evaluation.samples import as_text, read_prompts
 
     given = [as_text(word, "command line: --prompt") for word in options.prompt or []]
-    given += read_prompts(absolute(options.prompts)) if options.prompts else []
+    given += read_prompts(options.prompts.expanduser().absolute()) if options.prompts else []
     prompts = given or section.prompts
     if not prompts:
         raise UserError("generate.prompts is empty; give a prompt there, with --prompt, or ask for --interactive")
@@ -104,14 +121,12 @@ def _typed() -> Iterator[str]:
 
 def _write(trained: "TrainedModel", section: GenerateSection, prompt: str, shows: bool) -> "Sample | None":
     """A sample, shown as it is written; None where Ctrl-C ended it."""
-    from transformers import TextStreamer
-
-    from retlab.evaluation.samples import continue_prompt, notices
+    from retlab.evaluation.samples import TerminalStreamer, continue_prompt, notices
 
     streamer = None
     if shows:
-        print(prompt, end="", flush=True)
-        streamer = TextStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        print(visible(prompt) if sys.stdout.isatty() else prompt, end="", flush=True)
+        streamer = TerminalStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
     try:
         sample = continue_prompt(trained, section, prompt, streamer)
     except KeyboardInterrupt:
@@ -139,4 +154,6 @@ def as_table(samples: "list[Sample]", suffix: str) -> str:
 
 
 if __name__ == "__main__":
+    # Into `head` or a pager that is left, the text ends as the output of any other command does.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     run_stage(main, configure=add_options)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from retlab.errors import EXIT_OK, EXIT_USER_ERROR
+from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from retlab.section import PROJECT_ROOT
 from tests.evaluation.trained import write_model
 from tests.forked import Script
@@ -86,10 +86,57 @@ def test_at_a_terminal_ctrl_c_ends_a_text_and_ctrl_d_the_program(config: Path) -
     os.close(ours)
 
 
+def test_ctrl_c_is_no_traceback_before_the_first_text(config: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "prompts.txt")
+    process = Script(SCRIPT, str(config), "--prompts", str(tmp_path / "prompts.txt"))
+    # Opened here as soon as it is read there.
+    with open(tmp_path / "prompts.txt", "wb"):
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == EXIT_INTERRUPTED
+    output, _ = process.communicate()
+    assert output == "interrupted: SIGINT received; run the same command again to continue\n"
+
+
+def test_ctrl_c_ends_the_program_with_the_texts_that_were_finished(config: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "the ", "--prompt", "a ", "--output", "all.jsonl", "generate.max_new_tokens=1000000"]
+    command = [sys.executable, str(SCRIPT), str(config), *words]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(6)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert b"interrupted: SIGINT received, 0 samples finished before" in said
+    assert (tmp_path / "all.jsonl").read_text() == ""
+
+
+def test_a_reader_that_leaves_is_no_error(config: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(config), "--prompt", "the ", "generate.max_new_tokens=1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(6)
+        process.stdout.close()
+        assert process.wait(300) == -signal.SIGPIPE
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_files_of_the_command_line_are_relative_to_where_it_is_given(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("the ")
+    process = Script(SCRIPT, str(config), "--prompts", "mine.txt", "--output", "all.csv", cwd=tmp_path)
+    output, _ = process.communicate()
+    assert process.returncode == EXIT_OK, output
+    assert output.endswith("1 sample: all.csv\n")
+    assert (tmp_path / "all.csv").read_text().startswith("prompt,continuation,")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--output", "all.txt"], "--output all.txt ends with neither .csv nor .jsonl"),
+        (["--output", "nowhere/all.csv"], "--output nowhere/all.csv: there is no folder"),
+        (["--output", str(PROJECT_ROOT)], "ends with neither .csv nor .jsonl"),
+        (["generate.seed=99999999999999999999"], "generate.seed: found 99999999999999999999; must be at most"),
         (["--interactive", "--prompt", "a"], "--interactive asks for its prompts"),
         (["generate.prompts=[]"], "generate.prompts is empty"),
         (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),

@@ -88,6 +88,12 @@ def counted(number: float, unit: str) -> str:
     return f"{_count(number)} {unit}" + ("" if number == 1 else "s")
 
 
+def visible(text: str) -> str:
+    """Text without what moves a cursor or turns the direction of writing: such characters become a sign for them."""
+    plain_text = text.replace("\r\n", "\n").expandtabs(4)
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain_text)
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)

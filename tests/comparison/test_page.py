@@ -10,7 +10,8 @@ import pytest
 from tests.comparison.made_runs import write_run
 from tests.stand_ins.browser import Browser, find_browser
 
-from retlab.artifacts import sha256_file
+from retlab.artifacts import sha256_file, write_atomic
+from retlab.comparison import page as page_module
 from retlab.comparison.page import write_page
 from retlab.comparison.report import compare
 from retlab.comparison.runs import read_runs
@@ -86,6 +87,7 @@ def test_nothing_comes_from_outside_and_text_is_text(files: dict[str, Path]) -> 
     assert "script" not in page.tags
     text = "".join(page.text)
     assert '<script>alert("x")</script>' in text, "of a sample"
+    assert "After the prompt 'def read('" in text, "in quotes, so that an empty one is seen"
     assert "<b>&" in text, "of a configuration"
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -118,6 +120,29 @@ def test_it_is_written_again_and_leaves_other_files_alone(tmp_path: Path) -> Non
     assert (tmp_path / "page" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("written", range(1, 7))
+def test_a_kill_between_two_files_leaves_a_folder_that_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    run, finished = write_run(tmp_path / "a"), []
+
+    def stopped(file: Path, content: bytes) -> None:
+        if len(finished) == written:
+            raise KeyboardInterrupt
+        finished.append(file)
+        write_atomic(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page_module, "write_atomic", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "page", run)
+    assert not (tmp_path / "page" / "index.html").exists()
+    if written == 1:
+        # As a kill in the middle of the first write leaves it.
+        (tmp_path / "page" / "comparison.csv").rename(tmp_path / "page" / ".comparison.csv.partial")
+    assert write(tmp_path / "page", run)["index.html"].is_file()
+
+
 @pytest.mark.component
 @pytest.mark.skipif(find_browser() is None, reason="needs Chromium, which apt-get installs for root")
 def test_a_browser_shows_it_without_complaint(files: dict[str, Path], tmp_path: Path) -> None:
@@ -138,6 +163,8 @@ def test_a_browser_shows_it_without_complaint(files: dict[str, Path], tmp_path: 
         assert page.evaluate("[...document.querySelectorAll('.scroll')].some(one => one.scrollWidth > one.clientWidth)")
         rule = "getComputedStyle(document.querySelector('tbody tr + tr > *')).borderTopWidth"
         assert page.evaluate(rule) == "1px", "the style sheet arrived whole"
+        rule = "[...document.querySelectorAll('table')].map(one => getComputedStyle(one).borderCollapse)"
+        assert set(page.evaluate(rule)) == {"separate"}, "collapsed borders stay behind under a sticky column"
         page.print(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
         assert page.complaints == []

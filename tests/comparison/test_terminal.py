@@ -2,20 +2,25 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.comparison.made_runs import METHOD, write_run
+from tests.forked import Script
 
 from retlab.comparison.report import compare
 from retlab.comparison.runs import read_run, read_runs
 from retlab.comparison.terminal import to_text
 from retlab.comparison.writing import WIDTH
-from retlab.errors import UserError
+from retlab.errors import EXIT_INTERRUPTED, UserError
 from retlab.section import PROJECT_ROOT
+
+SCRIPT = PROJECT_ROOT / "src" / "compare_runs.py"
 
 
 def text_of(*folders: Path) -> str:
@@ -32,7 +37,7 @@ def test_the_table_has_every_number_and_fits_the_terminal(tmp_path: Path) -> Non
     text = text_of(*folders)
     assert max(map(len, text.splitlines())) <= WIDTH
     row = next(line.split() for line in text.splitlines() if line.startswith("quickstart-retnet "))
-    assert row == ["quickstart-retnet", "1,234,567", "4.0000*", "54.60*", "1.4427*", "400", "0.87500", "0.21875"]
+    assert row == ["quickstart-retnet", "1,234,567", "4.0000*", "54.60*", "1.4427*", "400", "0.75000", "0.18750"]
     assert next(line.split() for line in text.splitlines() if line.startswith("xz")) == ["xz", "1.3880"]
     for word in ("nats/token", "bits per byte", "tokens/s", "kWh", "kg CO2e", "bigram counts", METHOD, "* the better"):
         assert word in flat(text)
@@ -52,7 +57,7 @@ def test_samples_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
     changed = write_run(tmp_path / "e")
     results = json.loads((changed / "results.json").read_text())
-    results["settings"]["sequence_length"] = 64
+    results["settings"] |= {"sequence_length": 64, "precision": "bf16"}
     results["reference_points"]["bigram"]["train_tokens"] = 7
     (changed / "results.json").write_text(json.dumps(results))
     folders = [
@@ -62,6 +67,7 @@ def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
     text = text_of(*folders)
     assert "e was trained on other text: the unigram and bigram counts are those of a." in flat(text)
     assert "e was evaluated with data.sequence_length 64, a with 256" in flat(text)
+    assert "e was evaluated in bf16, a in float32" in flat(text)
     assert "d was" not in text
     said = "b has another tokenizer than a: compare bits per byte; its loss and perplexity, which are per token"
     assert said in flat(text)
@@ -77,13 +83,24 @@ def test_runs_that_do_not_compare_are_named(tmp_path: Path) -> None:
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     lines = text_of(*(write_run(tmp_path / folder / "mine") for folder in ("here", "there"))).splitlines()
     assert [line.split()[0] for line in lines[3:5]] == ["here/mine", "there/mine"]
+    # Two checkouts of the same experiment.
+    folders = [write_run(tmp_path / checkout / "runs" / "mine") for checkout in ("a", "b")]
+    assert [run.name for run in read_runs(folders)] == ["a/runs/mine", "b/runs/mine"]
+    assert "b/runs/mine +0.0000" in flat(text_of(*folders))
 
 
-def test_long_names_are_cut(tmp_path: Path) -> None:
-    name = "an-experiment-with-a-name-that-nobody-should-give-to-an-experiment"
-    lines = text_of(write_run(tmp_path / name)).split("Where")[0].splitlines()
+def test_long_names_are_told_apart_by_both_ends(tmp_path: Path) -> None:
+    name = "an-experiment-with-a-name-that-nobody-should-give-to-any-experiment-at-all-"
+    lines = text_of(*(write_run(tmp_path / f"{name}{number}") for number in (1, 2))).split("Where")[0].splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert any(line.startswith("an-experiment") and "...  " in line for line in lines)
+    named = {line.split()[0] for line in lines if line.startswith("an-experiment")}
+    assert {f"an-experiment-with-a...y-experiment-at-all-{number}" for number in (1, 2)} <= named
+
+
+def test_rows_without_a_value_are_not_repeated_below(tmp_path: Path) -> None:
+    table = text_of(write_run(tmp_path / ("x" * 60))).split("* the better")[0]
+    assert "kWh" in table.split("\n\n")[1], "the last columns stand below"
+    assert table.count("uniform guess") == 1
 
 
 def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
@@ -118,7 +135,7 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
 
 
 def run(*words: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(PROJECT_ROOT / "src" / "compare_runs.py"), *map(str, words)]
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -135,6 +152,25 @@ def test_command(tmp_path: Path) -> None:
     assert told["baseline"] == "first"
     assert told["tables"]["difference from the baseline"][0]["difference"] == pytest.approx(0.5)
     assert told["tables"]["summary"][1]["test loss (nats/token)"] == pytest.approx(4.5)
+    assert told["tables"]["summary"][0]["bits/byte"] == pytest.approx(1 / math.log(2))
+
+
+def test_json_has_no_numbers_that_json_does_not_know(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("110,11000,nan,inf,30,1\n")
+    told = json.loads(run(folder, "--json").stdout, parse_constant=pytest.fail)
+    assert told["tables"]["learning curve of a"][-1]["training loss (nats/token)"] is None
+
+
+def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "results.json")
+    process = Script(SCRIPT, str(tmp_path))
+    # Opened here as soon as it is read there.
+    with open(tmp_path / "results.json", "wb"):
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == EXIT_INTERRUPTED
+    assert process.communicate()[0] == "interrupted: SIGINT received; run the same command again\n"
 
 
 def test_wrong_words_are_a_sentence(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_folders_that_are_no_model_are_a_sentence(lab: Lab, tmp_path: Path) -> N
     for source, sentence in (
         (tmp_path / "nowhere", "there is no folder"),
         (tmp_path / "empty", r"holds no model \(config.json\)"),
-        (lab.data, r"holds no model \(config.json\)"),
+        (lab.data, r"holds no model \(config.json\); name a whole model folder"),
+        (lab.run_folder, r"holds no model \(config.json\); that of this run lies in .*mine/model$"),
     ):
         with pytest.raises(UserError, match=sentence):
             lab.evaluate(f"evaluate.model={source}")

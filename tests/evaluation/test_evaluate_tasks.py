@@ -133,3 +133,9 @@ def test_another_model_is_measured_on_the_same_tasks(lab: Lab, folder: Path, tmp
     theirs = json.loads((lab.run_folder / "other_models" / "tiny-neox" / "results.json").read_text())
     assert {row["model"] for row in theirs["tasks"]} == {"tiny-neox"}
     assert theirs["tasks"][1]["value"] != lab.results()["tasks"][1]["value"]
+
+
+def test_a_text_is_read_with_its_state_after_samples_were_written(lab: Lab, folder: Path) -> None:
+    tasks = f"evaluate.tasks={{names: [local_ppl], include_path: {folder}}}"
+    lab.evaluate("evaluate.measure=[perplexity, samples, tasks]", "evaluate.carry_state=true", tasks)
+    assert measured(lab) == ["local_ppl"] * 3

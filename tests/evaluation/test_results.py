@@ -210,8 +210,8 @@ def test_what_mixers_run_on_is_said_and_a_missing_kernel_by_name_is_no_error(
             "16 windows of 2,048 tokens at once does not fit the GPU; lower evaluate.batch",
         ),
         (
-            "samples.continue_prompt",
-            "a sample of 12 tokens after a prompt of up to 6 characters does not fit the GPU",
+            "samples._sampling",
+            "a sample of 12 tokens after a prompt of 4 characters does not fit the GPU",
         ),
     ],
 )

@@ -1,15 +1,16 @@
 """Samples: what they count, what they cut, and prompts from files."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.evaluation.trained import write_model, write_other_model
-from transformers import TextStreamer
 
 from retlab.errors import UserError
-from retlab.evaluation.samples import as_text, continue_prompt, notices, read_prompts
+from retlab.evaluation.samples import TerminalStreamer, as_text, continue_prompt, notices, read_prompts
 from retlab.evaluation.settings import EvaluateSection, GenerateSection
 from retlab.evaluation.trained_model import TrainedModel, load_trained_model
 
@@ -21,10 +22,13 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> TrainedModel:
     return model
 
 
-def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attention(trained: TrainedModel) -> None:
+def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attention(
+    trained: TrainedModel, capfd: pytest.CaptureFixture[str]
+) -> None:
     prompt, section = "abcdefghij" * 5, GenerateSection(temperature=0, max_new_tokens=4)
     sample = continue_prompt(trained, section, prompt)
     lines = " ".join(notices(trained, sample))
+    assert "reminder" not in capfd.readouterr().err, "what transformers says of windows is no news to a state"
     if trained.config.architecture == "retnet":
         assert (sample.cut_tokens, sample.prompt_tokens, lines) == (0, 50, "")
     else:
@@ -38,10 +42,21 @@ def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attentio
 def test_it_is_streamed_as_it_is_written(trained: TrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
     section = GenerateSection(max_new_tokens=18, seed=3)
     sample = continue_prompt(trained, section, "ab")
-    streamer = TextStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TerminalStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
     again = continue_prompt(trained, section, "ab", streamer)
     assert capsys.readouterr().out.removesuffix("\n") == again.continuation == sample.continuation
     assert sample.new_tokens == 18 or sample.ended == "end of text"
+
+
+def test_text_cannot_move_the_cursor_of_a_terminal(
+    trained: TrainedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at_a_terminal, shown in ((True, "a\ufffd[31m b\n"), (False, "a\x1b[31m b\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda answer=at_a_terminal: answer)
+        streamer = TerminalStreamer(trained.tokenizer)
+        streamer.put(torch.tensor(trained.tokenizer("a\x1b[31m b").input_ids))
+        streamer.end()
+        assert capsys.readouterr().out == shown
 
 
 def test_sampling_is_transformers_own(trained: TrainedModel) -> None:
@@ -66,7 +81,7 @@ def test_an_empty_prompt_begins_a_document(trained: TrainedModel) -> None:
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("def \r\n\n  été\n".encode())
+    (tmp_path / "a.txt").write_bytes("\ufeffdef \r\n\n  été\n".encode())
     assert read_prompts(tmp_path / "a.txt") == ["def ", "  été"]
     (tmp_path / "a.jsonl").write_text('{"prompt": "two\\nlines", "other": 1}\n{"prompt": ""}\n')
     assert read_prompts(tmp_path / "a.jsonl") == ["two\nlines", ""]
@@ -78,6 +93,11 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         ("a.txt", b"fine\nb\xffd\n", r"a.txt, line 2: byte 0xff at place 2 is no UTF-8 text"),
         ("a.txt", b"\n\n", r"a.txt holds no prompt"),
         ("a.jsonl", b'{"prompt": 3}\n', r"a.jsonl, line 1: no prompt"),
+        (
+            "a.jsonl",
+            b'{"prompt": "ab\\ud800"}\n',
+            r"a.jsonl, line 1: U\+D800, half a character, at place 3 is no UTF-8",
+        ),
         ("a.jsonl", b"def \n", r"a.jsonl, line 1: no prompt"),
         ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: no prompt"),
         (None, b"", r"a.txt cannot be read \(No such file or directory\)"),
@@ -88,6 +108,12 @@ def test_files_that_hold_no_prompts(tmp_path: Path, name: str | None, content: b
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read_prompts(tmp_path / (name or "a.txt"))
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", b"ab\xe9".decode(errors="surrogateescape")])
+def test_a_configuration_holds_text_alone(prompt: str) -> None:
+    with pytest.raises(ValidationError, match="holds no text: .* is no UTF-8 text"):
+        GenerateSection(prompts=["a", prompt])
 
 
 def test_words_that_are_no_text() -> None:

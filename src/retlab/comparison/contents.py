@@ -20,7 +20,7 @@ _REFERENCE_NAMES = {
 def summary(runs: Sequence[Run], baseline: Run) -> Table:
     """One line for each run with what matters most, and below them what needs no network to be reached."""
     columns = [
-        Column("parameters"), Column("test loss", "nats/token"), Column("perplexity"), Column("bits per", "byte"),
+        Column("parameters"), Column("test loss", "nats/token"), Column("perplexity"), Column("bits/byte"),
         Column("training", "tokens/s"), Column("energy", "kWh"), Column("emissions", "kg CO2e"),
     ]  # fmt: skip
     rows = [
@@ -30,20 +30,22 @@ def summary(runs: Sequence[Run], baseline: Run) -> Table:
                 number(run.results["model"].get("parameters"), ",d"),
                 *_test_cells(run.test, compares_losses(run, baseline)),
                 number(run.tokens_per_second, ",.0f"),
-                *(_amount(_total(run, key)) for key in ("energy_kwh", "emissions_kg_co2e")),
+                *(_amount(run.total(key, "train_model")) for key in ("energy_kwh", "emissions_kg_co2e")),
             ],
         )
         for run in runs
     ]
     rows = _mark(rows, runs, baseline, {1: "lower", 2: "lower", 3: "lower"})
     rows = mark_columns(rows, {4: "higher", 5: "lower", 6: "lower"})
-    pointed = [run.results["reference_points"] for run in runs if "reference_points" in run.results]
-    points: dict[str, Any] = pointed[0] if pointed else {}
+    # Those of other text or other tokens say nothing of the numbers above them.
+    pointed = (run.results.get("reference_points", {}) for run in runs if run.test and loses_alike(run, baseline))
+    points: dict[str, Any] = next(filter(None, pointed), {})
     references = [
         Row(_REFERENCE_NAMES.get(name, name), [Cell(), *_test_cells(numbers, True), Cell(), Cell(), Cell()], place == 0)
         for place, (name, numbers) in enumerate(points.items())
     ]
-    return Table("summary", columns, [*rows, *references])
+    notes = ["Energy and emissions: all attempts at the training."] if any(run.emissions for run in runs) else []
+    return Table("summary", columns, [*rows, *references], notes=notes)
 
 
 def _test_cells(numbers: dict[str, Any], with_loss: bool) -> list[Cell]:
@@ -56,16 +58,33 @@ def _amount(value: float | None) -> Cell:
     return number(value, ".5f" if value is None or value < 1 else ",.3f")
 
 
-def _total(run: Run, key: str) -> float | None:
-    return sum(row[key] for row in run.emissions) if run.emissions else None
-
-
 def _mark(rows: list[Row], runs: Sequence[Run], baseline: Run, better: dict[int, Any]) -> list[Row]:
     """Mark the best test numbers of the runs that were tested on the baseline's text."""
     same = [place for place, run in enumerate(runs) if same_text(run, baseline)]
     marked = mark_columns([rows[place] for place in same], better) if same else []
     found = dict(zip(same, marked, strict=True))
     return [found.get(place, row) for place, row in enumerate(rows)]
+
+
+def test_text(runs: Sequence[Run]) -> Table | None:
+    """The text that each run was tested on, and how it was read."""
+    columns = [
+        Column("documents"), Column("text", "bytes"), Column("with ends", "tokens"), Column("window", "tokens"),
+        Column("packing", is_text=True), Column("documents apart", is_text=True), Column("state carried", is_text=True),
+    ]  # fmt: skip
+    rows = [
+        Row(
+            run.name,
+            [
+                *(number(run.test.get(key), ",d") for key in ("documents", "bytes", "tokens")),
+                number(run.settings.get("sequence_length"), ",d"),
+                *(words(_plain(run.settings.get(key, ""))) for key in ("packing", "reset_at_documents", "carry_state")),
+            ],
+        )
+        for run in runs
+        if run.test
+    ]
+    return Table("test text", columns, rows) if rows else None
 
 
 def same_text(run: Run, baseline: Run) -> bool:
@@ -76,6 +95,11 @@ def same_text(run: Run, baseline: Run) -> bool:
 def compares_losses(run: Run, baseline: Run) -> bool:
     """Whether a loss per token means the same: the tokenizers cut the same text into as many tokens."""
     return not same_text(run, baseline) or run.test.get("tokens") == baseline.test.get("tokens")
+
+
+def loses_alike(run: Run, baseline: Run) -> bool:
+    """Whether losses of a run can be drawn beside the baseline's: the same text in as many tokens."""
+    return not run.test or not baseline.test or (same_text(run, baseline) and compares_losses(run, baseline))
 
 
 def differences(runs: Sequence[Run], baseline: Run) -> dict[str, Difference]:
@@ -139,23 +163,24 @@ def _size_cells(run: Run) -> list[Cell]:
     ]
 
 
-def training(runs: Sequence[Run]) -> Table | None:
-    """What the training took."""
+def training(runs: Sequence[Run], baseline: Run) -> Table | None:
+    """What the training took; of other tokens than the baseline's the loss is left out."""
     columns = [
         Column("best validation loss", "nats/token"), Column("at step"), Column("work", "PFLOP"),
         Column("speed", "tokens/s"), Column("time in steps", "min"), Column("peak memory", "GiB"),
     ]  # fmt: skip
-    rows = mark_columns([Row(run.name, _training_cells(run)) for run in runs], {3: "higher", 4: "lower", 5: "lower"})
+    cells = {run.name: _training_cells(run, compares_losses(run, baseline)) for run in runs}
+    rows = mark_columns([Row(name, row) for name, row in cells.items()], {3: "higher", 4: "lower", 5: "lower"})
     table = without_empty(Table("training", columns, rows))
     return table if table.columns else None
 
 
-def _training_cells(run: Run) -> list[Cell]:
+def _training_cells(run: Run, with_loss: bool) -> list[Cell]:
     report, last = run.trained.get("report", {}), run.metrics[-1] if run.metrics else {}
     flops, tokens = report.get("flops_per_token"), report.get("tokens")
     seconds, memory = last.get("seconds"), last.get("peak_memory_bytes")
     return [
-        number(report.get("best_validation_loss"), ".4f"),
+        number(report.get("best_validation_loss") if with_loss else None, ".4f"),
         number(report.get("best_step"), ",d"),
         significant(None if flops is None or tokens is None else flops * tokens / 1e15, 4),
         number(run.tokens_per_second, ",.0f"),
@@ -167,7 +192,11 @@ def _training_cells(run: Run) -> list[Cell]:
 def configuration(runs: Sequence[Run], baseline: Run) -> Table | None:
     """The keys of the resolved configurations that are not the same everywhere; what differs from the baseline."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("name", "output_dir"))
-    differing = [key for key in keys if len({shown(run.config.get(key)) for run in runs if run.config}) > 1]
+    # Another model is none of RetLab's configurations: only where it comes from is known.
+    trained = [run for run in runs if run.config and "evaluate.model" not in run.config]
+    differing = [
+        key for key in keys if key == "evaluate.model" or len({shown(run.config.get(key)) for run in trained}) > 1
+    ]
     if not differing:
         return None
     rows = []
@@ -199,7 +228,8 @@ def energy(runs: Sequence[Run]) -> Table | None:
         "Every attempt of every stage that ran for the run; data that runs share is counted where it was made.",
         *(f"Power: {method}." for method in power_methods(runs)),
     ]
-    return Table("energy", columns, mark_columns(rows, {0: "lower", 3: "lower", 4: "lower"}), notes=notes)
+    # Of the rest, one run may have made what the other used.
+    return Table("energy", columns, mark_columns(rows, {0: "lower"}), notes=notes)
 
 
 def power_methods(runs: Sequence[Run]) -> list[str]:
@@ -210,14 +240,13 @@ def power_methods(runs: Sequence[Run]) -> list[str]:
 def _energy_cells(run: Run) -> list[Cell]:
     if not run.emissions:
         return [Cell()] * 6
-    by_stage = {"train_model": 0.0, "evaluate_model": 0.0, "": 0.0}
-    for row in run.emissions:
-        stage = row["stage"].split()[0]
-        by_stage[stage if stage in by_stage else ""] += row["energy_kwh"]
+    others = {row["stage"].split()[0] for row in run.emissions} - {"train_model", "evaluate_model"}
     seconds = sum(row["duration_seconds"] or 0.0 for row in run.emissions)
     return [
-        *map(significant, by_stage.values()),
-        *(significant(_total(run, key)) for key in ("energy_kwh", "emissions_kg_co2e")),
+        significant(run.total("energy_kwh", "train_model")),
+        significant(run.total("energy_kwh", "evaluate_model")),
+        significant(run.total("energy_kwh", *others) if others else None),
+        *(significant(run.total(key)) for key in ("energy_kwh", "emissions_kg_co2e")),
         number(seconds / 60, ",.1f"),
     ]
 

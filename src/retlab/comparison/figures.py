@@ -1,13 +1,13 @@
 """The comparison's plots: learning curves, loss by position, latency and memory, in light and dark."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from retlab.comparison.measured import curve
 from retlab.comparison.runs import Run
-from retlab.drawing import Draw, Pen
+from retlab.drawing import Draw, Pen, legend_above
 from retlab.evaluation.latency import plots
 from retlab.evaluation.latency.rows import LatencyRow
 from retlab.evaluation.position_plot import PICTURE_SIZE, drawing_of
@@ -33,15 +33,16 @@ class Figure:
     draw: Draw
 
 
-def figures(runs: Sequence[Run]) -> list[Figure]:
-    """The plots that there are numbers for."""
-    found = [learning_curves(runs), loss_by_position(runs), *latency(runs)]
+def figures(runs: Sequence[Run], alike: Sequence[Run]) -> list[Figure]:
+    """The plots that there are numbers for; those of losses show only the runs whose losses are alike."""
+    found = [learning_curves(runs, alike), loss_by_position(runs, alike), *latency(runs)]
     return [figure for figure in found if figure is not None]
 
 
-def learning_curves(runs: Sequence[Run]) -> Figure | None:
+def learning_curves(runs: Sequence[Run], alike: Sequence[Run]) -> Figure | None:
     """Validation loss, and behind it the training loss, over steps, tokens, time and energy."""
-    curves = {run.name: curve(run) for run in runs}
+    # Every run has its place, and with it its colour, in all plots.
+    curves = {run.name: curve(run) if run in alike else [] for run in runs}
     if not any(curves.values()):
         return None
     axes_of = list(_CURVE_AXES)
@@ -62,13 +63,18 @@ def learning_curves(runs: Sequence[Run]) -> Figure | None:
             panel.set_ylabel("loss, nats per token")
         low, high = _shown_losses(list(curves.values()))
         panels[0].set_ylim(low, high)
-        handles, labels = panels[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), frameon=False)
+        legend_above(canvas, *panels[0].get_legend_handles_labels())
 
     caption = "Points: validation loss. Thin lines: training loss."
     if len(axes_of) == 4:
         caption += " Energy is that of all attempts at the training, shared out by time."
+    caption += _left_out(run.name for run in runs if run not in alike and curve(run))
     return Figure("learning_curves", "Learning curves", caption, (10, 7.5), draw)
+
+
+def _left_out(names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return f" Left out, as their losses are those of other tokens or of other text: {listed}." if listed else ""
 
 
 def _curve(panel: Any, lines: list[dict[str, float]], key: str, scale: float, style: dict[str, Any], name: str) -> None:
@@ -94,21 +100,24 @@ def _shown_losses(curves: list[list[dict[str, float]]]) -> tuple[float, float]:
     return min(ends) - margin, max(ends) + margin
 
 
-def loss_by_position(runs: Sequence[Run]) -> Figure | None:
+def loss_by_position(runs: Sequence[Run], alike: Sequence[Run]) -> Figure | None:
     """Loss over the place of a token in its document."""
-    rows = {run.name: run.results.get("loss_by_position", []) for run in runs}
+    rows = {run.name: run.results.get("loss_by_position", []) if run in alike else [] for run in runs}
     if not any(rows.values()):
         return None
-    windows = sorted({run.settings["sequence_length"] for run in runs if "sequence_length" in run.settings})
-
-    named = " and ".join(f"{window:,}" for window in windows)
-    caption = f"Bands: twice the standard error. Dashed: windows of {named} tokens."
+    windows = sorted({run.settings["sequence_length"] for run in alike if "sequence_length" in run.settings})
+    caption = "Bands: twice the standard error. Dashed: the length of the windows that the tokens were scored in."
+    caption += _left_out(run.name for run in runs if run not in alike and run.results.get("loss_by_position"))
     return Figure("loss_by_position", "Loss by position", caption, PICTURE_SIZE, drawing_of(rows, windows))
 
 
 def latency(runs: Sequence[Run]) -> Iterator[Figure]:
     """Median time of a decoding step, and memory, over context."""
-    rows = {run.name: [LatencyRow(**row) for row in run.results.get("latency", [])] for run in runs}
+    columns = [field.name for field in fields(LatencyRow)]
+    rows = {
+        run.name: [LatencyRow(**{name: row[name] for name in columns}) for row in run.results.get("latency", [])]
+        for run in runs
+    }
     time, memory = plots.time_per_token(rows), plots.memory(rows)
     if time:
         caption = "Medians, with whiskers to the 95th percentile. Dotted: everything is read anew for each token."

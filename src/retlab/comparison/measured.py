@@ -29,24 +29,35 @@ def task_table(runs: Sequence[Run]) -> Table | None:
     keys = sorted({key for rows in found.values() for key in rows})
     if not keys:
         return None
-    rows = []
+    rows, notes = [], []
     for key in keys:
         cells = [_with_error(found[run.name].get(key, {})) for run in runs]
-        better = _direction(key[1])
+        asked = {run.name: _questions(found[run.name][key]) for run in runs if key in found[run.name]}
+        better = _direction(key[1]) if len(set(asked.values())) == 1 else None
         task, metric, filter_name, shots = key
         label = f"{task}, {metric}" + (f", {filter_name}" if filter_name not in ("none", "") else "")
         label += f", {shots} shot{'' if shots == 1 else 's'}" if shots >= 0 else ""
         rows.append(Row(label, with_best(cells, better) if better else cells))
+        if len(set(asked.values())) > 1:
+            each = ", ".join(f"{name} {questions}" for name, questions in asked.items())
+            notes.append(f"{label}: not the same questions, so none is marked: {each}.")
     columns = [Column(run.name) for run in runs]
     note = "± is lm-evaluation-harness's standard error. The best value is marked where a metric has a better side."
-    return Table("tasks", columns, rows, stub="task, metric", notes=[note])
+    return Table("tasks", columns, rows, stub="task, metric", notes=[note, *notes])
+
+
+def _questions(row: dict[str, Any]) -> str:
+    """How many questions of which version of a task were asked."""
+    version = row.get("version")
+    return f"{row.get('samples') or 0:,}" + ("" if version is None else f" of version {version}")
 
 
 def _with_error(row: dict[str, Any], key: str = "value") -> Cell:
     value, error = row.get(key), row.get("standard_error")
     if value is None:
         return Cell()
-    return Cell(value, f"{value:,.4f}" + ("" if error is None else f" ±{significant(error, 2).text}"), error)
+    shown = f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4e}"
+    return Cell(value, shown + ("" if error is None else f" ±{significant(error, 2).text}"), error)
 
 
 def _task_key(row: dict[str, Any]) -> tuple[str, str, str, Any]:
@@ -131,7 +142,7 @@ def curve_tables(runs: Sequence[Run]) -> Iterator[Table]:
 def curve(run: Run) -> list[dict[str, float]]:
     """The lines of a run's metrics with `energy_kwh`, the training's energy shared out by time."""
     lines = [line for line in run.metrics if "step" in line]
-    energy, end = run.training_energy_kwh, max((line.get("seconds", 0.0) for line in lines), default=0.0)
+    energy, end = run.total("energy_kwh", "train_model"), max((line.get("seconds", 0.0) for line in lines), default=0.0)
     if energy is None or not end:
         return lines
     return [{**line, "energy_kwh": energy * line["seconds"] / end} if "seconds" in line else line for line in lines]

@@ -14,6 +14,7 @@ from retlab.comparison.report import Comparison
 from retlab.comparison.writing import plain, to_csv, to_markdown
 from retlab.drawing import THEMES, render
 from retlab.errors import UserError
+from retlab.progress import visible
 from retlab.section import shown_path
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ def write_page(comparison: Comparison, folder: Path) -> list[Path]:
         UserError: it is no folder, or holds something of another kind and no comparison.
     """
     refuse_foreign(folder)
-    contents: dict[str, bytes] = {}
+    # The table comes first, by which a folder is known as a comparison's, also one that a kill left unfinished.
+    contents = {TABLE: to_csv(comparison.tables()).encode()}
     pictures: dict[str, dict[str, str]] = {}
     for figure in (figure for section in comparison.sections for figure in section.figures):
         contents[f"{figure.name}.png"] = render(figure.draw, figure.size)
         pictures[figure.name] = {theme: _embedded(render(figure.draw, figure.size, theme, "svg")) for theme in THEMES}
-    contents[TABLE] = to_csv(comparison.tables()).encode()
     contents[MARKDOWN] = markdown(comparison).encode()
     # The page comes last: where it is, the rest is.
     contents[PAGE] = html(comparison, pictures).encode()
@@ -60,7 +61,10 @@ def refuse_foreign(folder: Path) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"command line: --output {shown_path(folder)} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
+    # A kill in the first write leaves the beginning of the table under this name.
+    known = {TABLE, f".{TABLE}.partial"}
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if names and not names & known:
         raise UserError(f"command line: --output {shown_path(folder)} holds other files; name a new or empty folder")
 
 
@@ -89,6 +93,7 @@ def html(comparison: Comparison, pictures: dict[str, dict[str, str]]) -> str:
         pictures=pictures,
         plain=plain,
         visible=visible,
+        quoted=repr,
         breakable=breakable,
         alternative=_alternative(comparison),
         commit=provenance.commit(),
@@ -111,12 +116,6 @@ def markdown(comparison: Comparison) -> str:
             written = "wrote nothing after this prompt" if text is None else _fenced(visible(prompt + text))
             parts.append(f"**{name}**\n\n{written}")
     return "\n\n".join(parts) + "\n"
-
-
-def visible(text: str) -> str:
-    """Text without what moves a cursor or turns the direction of writing: such characters become a sign for them."""
-    plain_text = text.replace("\r\n", "\n").expandtabs(4)
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in plain_text)
 
 
 def breakable(text: str) -> "Markup":

@@ -50,22 +50,28 @@ class Comparison:
 
 def compare(runs: list[Run], baseline: Run) -> Comparison:
     """Put runs beside the baseline, which is one of them."""
-    plots = {figure.name: figure for figure in figures(runs)}
+    alike = [run for run in runs if contents.loses_alike(run, baseline)]
+    plots = {figure.name: figure for figure in figures(runs, alike)}
 
     def drawn(*names: str) -> list[Figure]:
         return [plots[name] for name in names if name in plots]
 
     differences = contents.differences(runs, baseline)
     sections = [
-        Section("Summary", [contents.summary(runs, baseline)], notes=list(test_notes(runs, baseline))),
+        Section(
+            "Summary",
+            [contents.summary(runs, baseline)],
+            hidden=_there(contents.test_text(runs)),
+            notes=list(test_notes(runs, baseline)),
+        ),
         Section(
             "Difference from the baseline",
             _there(contents.difference_table(differences, baseline)),
             notes=list(_unpaired(runs, baseline, differences)),
         ),
         Section("What the runs are", [contents.sizes(runs), *_there(contents.configuration(runs, baseline))]),
-        Section("Training", _there(contents.training(runs)), drawn("learning_curves")),
-        Section("Loss by position", figures=drawn("loss_by_position"), hidden=_there(measured.position_table(runs))),
+        Section("Training", _there(contents.training(runs, baseline)), drawn("learning_curves")),
+        Section("Loss by position", figures=drawn("loss_by_position"), hidden=_there(measured.position_table(alike))),
         Section("Tasks", _there(measured.task_table(runs))),
         Section("Latency and memory", _there(measured.latency_table(runs)), drawn("time_per_token", "memory")),
         Section("Energy and emissions", _there(contents.energy(runs))),
@@ -111,6 +117,9 @@ def _reservations(baseline: Run, run: Run) -> Iterator[str]:
             f"{run.name} was trained on other text: the unigram and bigram counts are those of"
             f" {next(one.name for one in (baseline, run) if 'reference_points' in one.results)}."
         )
+    now, before = (one.settings.get("precision") for one in (run, baseline))
+    if now and before and now != before:
+        yield f"{run.name} was evaluated in {now}, {baseline.name} in {before}: their losses are rounded differently."
     for key in ("sequence_length", "packing", "reset_at_documents", "carry_state"):
         now, before = run.settings.get(key), baseline.settings.get(key)
         if now != before:

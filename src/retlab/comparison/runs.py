@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import yaml
 from retlab.artifacts import read_json, read_manifest
 from retlab.emissions_rows import read_rows
 from retlab.errors import UserError
+from retlab.evaluation.latency.rows import LatencyRow
 from retlab.section import script, shown_path
 
 
@@ -33,7 +34,7 @@ class Run:
     results: dict[str, Any]
     "results.json."
     config: dict[str, Any] = field(default_factory=dict)
-    "The resolved configuration, by dotted key."
+    "What decides it of the resolved configuration, by dotted key."
     trained: dict[str, Any] = field(default_factory=dict)
     "Manifest of the training."
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -58,10 +59,9 @@ class Run:
         timed = [line for line in self.metrics if "seconds" in line and "tokens" in line]
         return timed[-1]["tokens"] / timed[-1]["seconds"] if timed and timed[-1]["seconds"] > 0 else None
 
-    @property
-    def training_energy_kwh(self) -> float | None:
-        """Energy of all attempts at the training."""
-        found = [row["energy_kwh"] for row in self.emissions if row["stage"] == "train_model"]
+    def total(self, column: str, *stages: str) -> float | None:
+        """Sum over all attempts of these stages, or of all; None where none of them ran for this run."""
+        found = [row[column] for row in self.emissions if not stages or row["stage"].split()[0] in stages]
         return sum(found) if found else None
 
     @cached_property
@@ -78,7 +78,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders; those of the same name are told apart by the folder around them.
+    """Read run folders; those of the same name are told apart by the folders around them.
 
     Raises:
         UserError: one of them is no evaluated run, or is named twice.
@@ -88,9 +88,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if twice:
         raise UserError(f"{shown_path(twice[0])} is named twice; name each run once")
     runs = [read_run(folder) for folder in resolved]
-    if len({run.name for run in runs}) < len(runs):
-        return [replace(run, name=f"{run.folder.parent.name}/{run.folder.name}") for run in runs]
-    return runs
+    return [replace(run, name=name) for run, name in zip(runs, _short_names(resolved), strict=True)]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The ends of the paths, as long as it takes for each to be another."""
+    names: list[str] = []
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = [str(Path(*folder.parts[-parts:])) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def read_run(folder: Path) -> Run:
@@ -104,17 +112,72 @@ def read_run(folder: Path) -> Run:
     if not isinstance(results, dict) or not isinstance(results.get("model"), dict):
         what = "is not evaluated (there is no whole results.json in it)" if folder.is_dir() else "is no run folder"
         raise UserError(f"{shown_path(folder)} {what}; run {script('evaluate_model')} with its configuration first")
-    samples = read_json(folder / "evaluation" / "samples" / "samples.json")
+    strange = _strange_part(results)
+    if strange is not None:
+        raise UserError(
+            f"{strange} in {shown_path(folder / 'results.json')} is not what this version of RetLab writes; run"
+            f" {script('evaluate_model')} with its configuration and --force"
+        )
     return Run(
         folder.name,
         folder,
         results,
-        dict(_flat(_read_yaml(folder / "config.yaml"))),
+        _what_it_is(dict(_flat(_read_yaml(folder / "config.yaml")))),
         read_manifest(folder / "model") or {},
         list(_read_metrics(folder / "metrics.csv")),
         read_rows(folder),
-        samples if isinstance(samples, list) else [],
+        list(_read_samples(folder / "evaluation" / "samples" / "samples.json")),
     )
+
+
+_NUMBERS = {
+    "model": (),
+    "settings": (),
+    "reference_points": (),
+    "test": ("loss", "perplexity", "bits_per_byte", "documents", "tokens", "bytes"),
+}
+"""Mappings of results.json, with the numbers that must be there where the mapping is."""
+
+_ROWS = {
+    "loss_by_position": {"first_position", "last_position", "loss", "standard_error"},
+    "tasks": {"task", "metric", "value"},
+    "latency": {field.name for field in fields(LatencyRow)},
+}
+"""Tables of results.json with what each of their rows has."""
+
+
+def _strange_part(results: dict[str, Any]) -> str | None:
+    """What is not as `write_results` leaves it: of another version, another program, or edited by hand."""
+    for name, numbers in _NUMBERS.items():
+        part = results.get(name)
+        if name in results and not (
+            isinstance(part, dict) and all(isinstance(part.get(key), int | float) for key in numbers)
+        ):
+            return name
+    if not isinstance(results["model"].get("parameters"), int | None):
+        return "model"
+    for name, keys in _ROWS.items():
+        rows = results.get(name, [])
+        if not (isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= keys for row in rows)):
+            return name
+    return None
+
+
+def _what_it_is(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that decide what a run is: not how it was measured, which may have changed and is told with the numbers.
+
+    Of another model the experiment beside which it was measured decides nothing.
+    """
+    if config.get("evaluate.model") is not None:
+        return {"evaluate.model": config["evaluate.model"]}
+    return {key: value for key, value in config.items() if not key.startswith(("evaluate.", "generate."))}
+
+
+def _read_samples(file: Path) -> Iterator[dict[str, Any]]:
+    samples = read_json(file)
+    for sample in samples if isinstance(samples, list) else []:
+        if isinstance(sample, dict) and all(isinstance(sample.get(key), str) for key in ("prompt", "continuation")):
+            yield sample
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import textwrap
 from collections.abc import Iterator
 
 from retlab.comparison.contents import power_methods
-from retlab.comparison.page import visible
 from retlab.comparison.report import Comparison
 from retlab.comparison.tables import Table
 from retlab.comparison.writing import WIDTH, to_terminal
+from retlab.progress import visible
 from retlab.section import shown_path
 
 SAMPLE_LINES = 16
@@ -26,17 +26,11 @@ def to_text(comparison: Comparison) -> str:
 
 
 def _notes(comparison: Comparison) -> str:
-    notes = [note for section in comparison.sections for note in section.notes]
     table: Table = comparison.sections[0].tables[0]
+    notes = [*table.notes, *(note for section in comparison.sections for note in section.notes)]
     if any(cell.mark for row in table.rows for cell in row.cells):
         notes.insert(0, "* the better of them.")
-    methods = power_methods(comparison.runs)
-    if methods:
-        notes.append(
-            "Energy and emissions: every attempt of every stage that ran for the run; data that runs share is counted"
-            " where it was made."
-        )
-    return _wrapped([*notes, *(f"Power: {method}." for method in methods)])
+    return _wrapped([*notes, *(f"Power: {method}." for method in power_methods(comparison.runs))])
 
 
 def _wrapped(notes: list[str]) -> str:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from retlab.comparison.tables import Cell, Column, Table
+from retlab.drawing import shortened
 
 WIDTH = 100
 """Columns of a terminal."""
@@ -61,7 +62,11 @@ def to_terminal(table: Table, width: int = WIDTH) -> str:
 def _width(table: Table, place: int) -> int:
     """Characters of a column, with a gap before it and a place for the mark behind it."""
     column = table.columns[place]
-    return 2 + max(len(column.title), len(column.unit), *(len(row.cells[place].text) for row in table.rows))
+    return 2 + max(len(_title(column)), len(column.unit), *(len(row.cells[place].text) for row in table.rows))
+
+
+def _title(column: Column) -> str:
+    return shortened(column.title, _LONGEST_LABEL)
 
 
 def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
@@ -78,17 +83,20 @@ def _block(table: Table, places: Sequence[int], widths: Sequence[int], label_wid
     columns = [table.columns[place] for place in places]
 
     def line(label: str, texts: Sequence[str]) -> str:
-        name = label if len(label) <= label_width else f"{label[: label_width - 3]}..."
+        name = shortened(label, label_width)
         cells = [_aligned(text, table.columns[place], widths[place]) for text, place in zip(texts, places, strict=True)]
         return "".join([name.ljust(label_width), *cells]).rstrip()
 
     rule = "-" * (label_width + sum(widths[place] for place in places))
-    lines = [line(table.stub, [f"{column.title} " for column in columns])]
+    lines = [line(table.stub, [f"{_title(column)} " for column in columns])]
     if any(column.unit for column in columns):
         lines.append(line("", [f"{column.unit} " for column in columns]))
     lines.append(rule)
     for row in table.rows:
         cells = [row.cells[place] for place in places]
+        # Columns that follow below are not those of every row.
+        if places[0] and not any(cell.text for cell in cells):
+            continue
         lines += [rule] if row.starts_group else []
         lines.append(line(row.label, [f"{cell.text}{'*' if cell.mark else ' '}" for cell in cells]))
     return "\n".join(lines)

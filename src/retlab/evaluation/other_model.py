@@ -43,7 +43,12 @@ def find_other_model(source: str) -> OtherModel:
         name, identity = source.split("/")[-1], {"hub": source, "commit": folder.name}
     for file, what in (("config.json", "model"), ("tokenizer.json", "fast tokenizer")):
         if not (folder / file).is_file():
-            raise UserError(f"evaluate.model: {source} holds no {what} ({file}); {AGAIN}")
+            # What a user has in mind is often the run.
+            inside = shown_path(folder / "model") if (folder / "model" / "config.json").is_file() else None
+            raise UserError(
+                f"evaluate.model: {source} holds no {what} ({file}); "
+                + (f"that of this run lies in {inside}" if inside else AGAIN)
+            )
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"evaluate.model: {source} holds no weights (*.safetensors); {AGAIN}")
     plain = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in name)

@@ -1,6 +1,8 @@
 """Text that a model writes, through transformers' own generate()."""
 
+import codecs
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.streamers import BaseStreamer, TextStreamer
 
 from retlab.artifacts import write_json
 from retlab.data.tokenizer import text_tokenizer
 from retlab.errors import UserError
-from retlab.evaluation.settings import GenerateSection
-from retlab.evaluation.trained_model import TrainedModel
+from retlab.evaluation.settings import GenerateSection, no_text
+from retlab.evaluation.trained_model import TrainedModel, quiet_transformers
 from retlab.memory import memory_errors
+from retlab.progress import visible
 from retlab.section import shown_path
 
 
@@ -54,8 +57,7 @@ def measure_samples(
     """
     samples = []
     for prompt in section.prompts:
-        with memory_errors(lambda: _too_long(section)):
-            sample = continue_prompt(trained, section, prompt)
+        sample = continue_prompt(trained, section, prompt)
         for notice in notices(trained, sample):
             say(f"{_shown(prompt)}: {notice}")
         samples.append(sample)
@@ -70,11 +72,10 @@ def _shown(prompt: str) -> str:
     return f"prompt {prompt if len(prompt) <= 30 else prompt[:27] + '...'!r}"
 
 
-def _too_long(section: GenerateSection) -> tuple[str, str]:
-    longest = max(map(len, section.prompts), default=0)
+def _too_long(section: GenerateSection, prompt: str) -> tuple[str, str]:
     return (
-        f"a sample of {section.max_new_tokens:,} tokens after a prompt of up to {longest:,} characters",
-        "lower generate.max_new_tokens, shorten generate.prompts, or set evaluate.device to cpu",
+        f"a sample of {section.max_new_tokens:,} tokens after a prompt of {len(prompt):,} characters",
+        "lower generate.max_new_tokens, shorten the prompt, or set evaluate.device to cpu",
     )
 
 
@@ -91,7 +92,8 @@ def read_prompts(file: Path) -> list[str]:
             f"the prompts in {shown_path(file)} cannot be read ({error.strerror}); name another file"
         ) from None
     prompts = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    # Editors of other systems mark UTF-8 with a sign that is no part of the text.
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             prompts.append(_prompt_of(line.removesuffix(b"\r"), f"{shown_path(file)}, line {number}", file.suffix))
     if not prompts:
@@ -113,20 +115,22 @@ def _prompt_of(line: bytes, place: str, suffix: str) -> str:
         prompt = None
     if not isinstance(prompt, str):
         raise UserError(f'{place}: no prompt; write a line such as {{"prompt": "def "}}')
-    return prompt
+    return as_text(prompt, place)
 
 
 def as_text(word: str, place: str) -> str:
-    """A word of the command line or a line of input; a UserError where it holds bytes that are no text."""
-    try:
-        word.encode()
-    except UnicodeEncodeError as error:
-        # Python keeps such a byte as a lone surrogate.
-        byte = ord(word[error.start]) & 0xFF
-        raise UserError(
-            f"{place}: byte 0x{byte:02x} at place {error.start + 1} is no UTF-8 text; write it in UTF-8"
-        ) from None
+    """A prompt of the command line, of input or of JSON; a UserError where it holds what is no text."""
+    wrong = no_text(word)
+    if wrong is not None:
+        raise UserError(f"{place}: {wrong}")
     return word
+
+
+class TerminalStreamer(TextStreamer):
+    """Shows text as it is written, but for what would move the cursor of a terminal."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(visible(text) if sys.stdout.isatty() else text, stream_end)
 
 
 def continue_prompt(
@@ -149,7 +153,14 @@ def continue_prompt(
     input_ids = torch.tensor([[trained.opening_id, *seen]], device=trained.device)
     started = time.perf_counter()
     # The random state is the caller's again afterwards.
-    with torch.random.fork_rng(), torch.inference_mode(), trained.autocast():
+    with (
+        memory_errors(lambda: _too_long(section, prompt)),
+        # What a window is, transformers does not know of a state.
+        quiet_transformers(),
+        torch.random.fork_rng(),
+        torch.inference_mode(),
+        trained.autocast(),
+    ):
         torch.manual_seed(section.seed)
         output = cast(Any, trained.model).generate(
             input_ids,

@@ -28,10 +28,33 @@ def _each_once(values: list[Any]) -> list[Any]:
 EachOnce = AfterValidator(_each_once)
 
 
+LARGEST_SEED = 2**63 - 1
+"""The largest that torch takes."""
+
+
+def no_text(text: str) -> str | None:
+    """What of a string is no text, in words; None where it can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        # Python keeps a byte that is no text as one half of a pair of surrogates.
+        what = f"byte 0x{code & 0xFF:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}, half a character,"
+        return f"{what} at place {error.start + 1} is no UTF-8 text; write it in UTF-8"
+    return None
+
+
+def _is_text(text: str) -> str:
+    wrong = no_text(text)
+    if wrong is not None:
+        raise ValueError(f"holds no text: {wrong}")
+    return text
+
+
 class TasksSection(Section):
     """Tasks of lm-evaluation-harness."""
 
-    names: list[str] = []
+    names: list[Annotated[str, Field(min_length=1)]] = []
     "Tasks and groups of the harness, tasks of `include_path`, or '*': all whose data can be reached."
     include_path: ProjectPath | None = None
     "Folder with task files of your own."
@@ -41,7 +64,7 @@ class TasksSection(Section):
     "So many examples of each task; null takes all."
     batch_size: BatchSize = 16
     "Requests at once; auto takes the largest that fits."
-    seed: int = Field(default=1234, ge=0)
+    seed: int = Field(default=1234, ge=0, le=LARGEST_SEED)
     "Seed of the few-shot examples."
     log_samples: bool = True
     "Keep every request with its answer, <task>.samples.jsonl."
@@ -105,7 +128,7 @@ class EvaluateSection(Section):
 class GenerateSection(Section):
     """Text that the evaluation lets the model write."""
 
-    prompts: list[str] = ["def "]
+    prompts: list[Annotated[str, AfterValidator(_is_text)]] = ["def "]
     "Prompts, one sample each; an empty list writes none."
     max_new_tokens: int = Field(default=100, ge=1)
     "Length of a sample in tokens; it ends earlier at <eos>."
@@ -117,5 +140,5 @@ class GenerateSection(Section):
     "Sample among the most likely tokens that together have this probability."
     repetition_penalty: float = Field(default=1.0, gt=0)
     "Divides the scores of tokens that are there already; 1 is none, more than 1 avoids repetition."
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     "Seed of the sampling."

@@ -1,6 +1,7 @@
 """The measurement: which tasks are run, which are not run again, what is kept when some fail, what is written."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -12,8 +13,8 @@ import pytest
 from tests.evaluation.harness.task_folder import QUESTIONS, pack, section, write_task
 from tests.evaluation.trained import write_model, write_other_model
 
-from retlab.errors import UserError
-from retlab.evaluation.harness import run
+from retlab.errors import StorageFailed, UserError
+from retlab.evaluation.harness import results, run
 from retlab.evaluation.harness.leaves import Leaf
 from retlab.evaluation.harness.outcome import remaining
 from retlab.evaluation.harness.run import measure_tasks
@@ -248,3 +249,15 @@ def test_the_seed_decides_the_examples(tasks: Path, models: Path, tmp_path: Path
     assert table(tmp_path / "a")[0]["shots"] == "2"
     assert samples(1, "a") == samples(1, "b")
     assert samples(2, "c") != samples(1, "d")
+
+
+def test_a_full_disk_ends_all_and_is_no_fault_of_a_task(
+    tasks: Path, models: Path, tmp_path: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "write_json", full)
+    with pytest.raises(StorageFailed, match="the disk is full: .*out; free some space"):
+        measure(models / "retnet", section(tasks, "local_wino", "local_mc"), tmp_path / "out")
+    assert loads == ["local_wino"]

@@ -86,6 +86,8 @@ def test_names_that_are_none_are_told_with_the_nearest(folder: Path) -> None:
     assert "own_tw (did you mean own_two" in sentence
     assert "zzzzzz are no tasks or groups" in sentence
     assert "broken.yaml cannot be read" in sentence
+    with pytest.raises(UserError, match=r"LOCAL_MC \(did you mean local_mc"):
+        plan(folder, "LOCAL_MC")
     with pytest.raises(UserError, match=r"local_x\* \(did you mean local_\w+ .* is no task or group"):
         plan(folder, "local_x*")
 
@@ -96,6 +98,33 @@ def test_a_group_that_is_wrong_is_refused_alone(folder: Path) -> None:
     found = plan(folder, "wrong", "local_mc")
     assert list(found.leaves) == ["local_mc"]
     assert "must have 'task' or 'group' key" in found.refused["wrong"]
+
+
+@pytest.mark.usefixtures("defaults")
+def test_a_group_that_lists_what_there_is_not_is_refused_with_the_nearest(folder: Path) -> None:
+    wrong = {"wrong": ["local_mc", "own_on"], "deep": ["local_mc", {"group": "inner", "task": [{"task": "own_on"}]}]}
+    for name, members in wrong.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, "task": members}))
+    found = plan(folder, "wrong", "deep", "local_wino")
+    assert list(found.leaves) == ["local_wino"]
+    assert found.refused.keys() == wrong.keys()
+    for why in found.refused.values():
+        assert why.startswith("it lists own_on, which is no task or group (did you mean own_one or ")
+
+
+def test_tasks_that_a_group_defines_itself_are_loaded_one_by_one(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    for name in ("there", "gone"):
+        write_task(tmp_path / "tasks", name, data=QUESTIONS if name == "there" else None, generation_kwargs=None)
+    defined = [yaml.safe_load(file.read_text()) for file in sorted((tmp_path / "tasks").glob("*.yaml"))]
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups" / "g.yaml").write_text(yaml.safe_dump({"group": "g", "task": defined}))
+    leaves = plan(tmp_path / "groups", "g").leaves
+    assert list(leaves) == ["g::gone", "g::there"]
+    assert "".join(capfd.readouterr()) == "", "what lm-eval says when it loads a task"
+    task = leaves["g::there"].load()
+    assert (task.config.task, len(task.test_docs())) == ("g::there", 2)
+    with pytest.raises(FileNotFoundError):
+        leaves["g::gone"].load()
 
 
 def test_the_harnesss_own_list_is_really_read() -> None:

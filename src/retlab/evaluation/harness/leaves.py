@@ -1,16 +1,20 @@
 """Tasks as lm-eval's task manager finds them, whose data are loaded one task at a time and only when it is its turn."""
 
+import difflib
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
+from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry
+from lm_eval.tasks._index import Entry, Kind
 
 from retlab.artifacts import sha256_file
 from retlab.evaluation.harness.local_files import data_files, remote_data
@@ -60,9 +64,42 @@ def _by_name(value: Any) -> str:
     return getattr(value, "__qualname__", None) or str(value)
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """In parentheses the names that may have been meant, to be put behind one that there is not."""
+    folded = {one.casefold(): one for one in names}
+    close = difflib.get_close_matches(re.sub(r"[*?[\]]", "", name).casefold(), folded, n=3)
+    return f" (did you mean {' or '.join(folded[one] for one in close)}?)" if close else ""
+
+
+_OF_ITS_OWN = {"dataset_path", "custom_dataset", "class", "include"}
+"""Keys of which a task has one that a group defines itself, and does not only name."""
+
+
 class _LeafFactory(TaskFactory):
     def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Leaf:
         return Leaf(entry, overrides)
+
+    def _build_group_members(
+        self,
+        member_list: list[str | dict[str, Any]],
+        group_name: str,
+        overrides: dict[str, Any] | None,
+        registry: dict[str, Entry],
+    ) -> list[Task | Group]:
+        """Make leaves also of the tasks that a group defines itself, which lm-eval would load at once."""
+        members, known = [], dict(registry)
+        for member in member_list:
+            settings = {**(overrides or {}), **(member if isinstance(member, dict) else {"task": member})}
+            name = settings.get("task")
+            if isinstance(name, str) and name not in known:
+                if not _OF_ITS_OWN & settings.keys():
+                    raise ValueError(f"it lists {name}, which is no task or group{nearest(name, known)}")
+                # The name that lm-eval gives it.
+                name = f"{group_name}::{name}"
+                member = settings | {"task": name}
+                known[name] = Entry(name, Kind.TASK, None, member)
+            members.append(member)
+        return super()._build_group_members(members, group_name, overrides, known)
 
 
 class LeafManager(TaskManager):

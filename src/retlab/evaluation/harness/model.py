@@ -97,6 +97,7 @@ class HarnessModel(HFLM):
             self.advance(sum(len(continuation) for _, _, continuation in requests))
         return answers
 
+    @torch.inference_mode()
     def _rolling_with_state(self, requests: Sequence[Instance]) -> list[float]:
         """As HFLM's, but that a text's windows follow each other with the state carried on; some texts at a time."""
         model = self._trained.ours

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from lm_eval.utils import handle_non_serializable
 
 from retlab.artifacts import read_json, write_atomic, write_json
+from retlab.drawing import shortened
 
 COLUMNS = (
     "task", "version", "shots", "metric", "filter", "value", "standard_error", "samples", "model", "date",
@@ -136,8 +137,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     """The numbers for a terminal of 100 columns."""
     lines = [["task", "version", "shots", "filter", "metric", "", "value", "std. error", "samples"]]
     for result in results:
-        name = result["task"]
-        name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+        name = shortened(result["task"], _LONGEST_NAME)
         shots = "" if result["shots"] is None else str(result["shots"])
         first = [name, result["version"][:8], shots]
         for metric in result["metrics"]:
@@ -162,17 +162,13 @@ def _aligned(lines: list[list[str]]) -> list[str]:
     text = [
         (" " * gap)
         .join(
-            _cut(cell, width).rjust(width) if number in right else _cut(cell, width).ljust(width)
+            shortened(cell, width).rjust(width) if number in right else shortened(cell, width).ljust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         .rstrip()
         for line in lines
     ]
     return [text[0], "-" * (sum(widths) + gap * (len(widths) - 1)), *text[1:]]
-
-
-def _cut(cell: str, width: int) -> str:
-    return cell if len(cell) <= width else cell[: width - 3] + "..."
 
 
 def shown_number(value: float | None) -> str:

@@ -18,7 +18,7 @@ from lm_eval.defaults import DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 
 from retlab.artifacts import fingerprint, read_manifest
-from retlab.errors import UserError
+from retlab.errors import StorageFailed, UserError
 from retlab.evaluation.harness import results
 from retlab.evaluation.harness.leaves import Leaf
 from retlab.evaluation.harness.model import HarnessModel
@@ -30,6 +30,7 @@ from retlab.evaluation.settings import EvaluateSection
 from retlab.evaluation.trained_model import TrainedModel
 from retlab.memory import exhausted_memory
 from retlab.progress import PLAIN_INTERVAL_SECONDS, counted
+from retlab.storage import storage_errors
 
 Say = Callable[[str], None]
 NO_HUB = "its data are not on this machine, and the Hugging Face Hub cannot be reached from here"
@@ -155,7 +156,7 @@ def _run_the_rest(work: _Work, keys: dict[str, str]) -> None:
     for number, (name, leaf) in enumerate(left.items(), start=1):
         before = len(work.done)
         with without_hub(work.offline or not leaf.remote):
-            _run(work, model, leaf, keys[name], f"{name} ({number} of {len(left)})")
+            _run(work, model, leaf, keys[name], f"{name} ({number:,} of {len(left):,})")
         if len(work.done) > before:
             said = time.monotonic()
         elif time.monotonic() - said > PLAIN_INTERVAL_SECONDS:
@@ -177,7 +178,11 @@ def _run(work: _Work, model: HarnessModel, leaf: Leaf, key: str, label: str) -> 
             result |= {"model": work.model_name, "date": datetime.now(UTC).isoformat(timespec="seconds"), "key": key}
             result["warnings"] = dict(sorted(work.quiet.warnings.items()))
             samples = found["samples"][leaf.name] if work.section.tasks.log_samples else None
-            results.write_result(work.folder, result, samples)
+            with storage_errors(work.folder):
+                results.write_result(work.folder, result, samples)
+    except StorageFailed:
+        # The next task's result would find no room either.
+        raise
     except (Exception, SystemExit) as error:
         # Tasks are made of other people's files and code, which fail in any way; some end the program on import.
         work.failed[leaf.name] = _why(work, leaf, error)
@@ -216,7 +221,8 @@ def _scores(result: dict[str, Any]) -> str:
     shown = []
     for metric in result["metrics"]:
         error = metric["standard_error"]
-        shown.append(f"{metric['metric']} {results.shown_number(metric['value'])}")
+        which = "" if metric["filter"] == "none" else f" ({metric['filter']})"
+        shown.append(f"{metric['metric']}{which} {results.shown_number(metric['value'])}")
         if error is not None:
             shown[-1] += f" ± {results.shown_number(error)}"
     return ", ".join(shown)

@@ -1,7 +1,6 @@
 """`evaluate.tasks.names`: names, groups, patterns and '*' as single tasks, through lm-eval's own task manager."""
 
 import contextlib
-import difflib
 import functools
 import glob
 import logging
@@ -15,7 +14,7 @@ from lm_eval.api.group import Group
 from lm_eval.tasks._index import Kind
 
 from retlab.errors import UserError
-from retlab.evaluation.harness.leaves import Leaf, LeafManager
+from retlab.evaluation.harness.leaves import Leaf, LeafManager, nearest
 from retlab.evaluation.settings import TasksSection
 from retlab.section import shown_path
 
@@ -145,10 +144,7 @@ def _is_here(manager: LeafManager, member: Any) -> bool:
 
 
 def _unknown(unknown: list[str], names: list[str], unreadable: list[str]) -> str:
-    parts = []
-    for name in unknown:
-        close = difflib.get_close_matches(name, names, n=3)
-        parts.append(f"{name} (did you mean {' or '.join(close)}?)" if close else name)
+    parts = [f"{name}{nearest(name, names)}" for name in unknown]
     what = "is no task or group" if len(unknown) == 1 else "are no tasks or groups"
     also = f"; {'; '.join(unreadable)}" if unreadable else ""
     return f"evaluate.tasks.names: {', '.join(parts)} {what} of lm-eval or of evaluate.tasks.include_path{also}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retlab.artifacts import write_atomic
-from retlab.drawing import Draw, Pen, marker, render
+from retlab.drawing import Draw, Pen, label_ticks, legend_above, marker, render
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow
 
 Runs = Mapping[str, Sequence[LatencyRow]]
@@ -25,7 +25,7 @@ def time_per_token(runs: Runs) -> Draw | None:
         _curves(axes, pen, runs, lambda row: row.decode_median_s, 1e3, lambda row: row.decode_p95_s)
         axes.set_ylabel("ms per token of all sequences")
         axes.set_xlabel("context, tokens")
-        _legend(canvas)
+        legend_above(canvas, *canvas.axes[0].get_legend_handles_labels())
 
     return draw
 
@@ -44,7 +44,7 @@ def memory(runs: Runs) -> Draw | None:
             state.set_axis_off()
         for axes in (peak, state):
             axes.set_xlabel("context, tokens")
-        _legend(canvas)
+        legend_above(canvas, *canvas.axes[0].get_legend_handles_labels())
 
     return draw
 
@@ -57,11 +57,6 @@ def write_plots(runs: Runs, folder: Path) -> None:
     ):
         if draw is not None:
             write_atomic(folder / f"{name}.png", render(draw, size))
-
-
-def _legend(canvas: Any) -> None:
-    handles, labels = canvas.axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
 
 
 def _curves(
@@ -122,8 +117,7 @@ def _axes_of(axes: Any, contexts: Sequence[int], values: Sequence[float]) -> Non
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted(set(contexts))
-    axes.set_xticks(ticks, [f"{context:,}" for context in ticks], rotation=30 if len(ticks) > 6 else 0)
+    label_ticks(axes, contexts)
     axes.xaxis.set_minor_locator(NullLocator())
     low, high = min(values), max(values)
     axes.set_ylim(low / 1.5, high * 1.5)

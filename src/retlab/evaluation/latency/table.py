@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from retlab.evaluation.latency.rows import NO_CACHE, LatencyRow
+from retlab.progress import counted
 
 WIDTH = 100
 SHAPE = 3
@@ -103,10 +104,8 @@ def _explanations(rows: Sequence[LatencyRow], best: dict[tuple[int, int], dict[s
     if not measured:
         return
     counts = {row.method: row.new_tokens for row in measured}
-    each = ", ".join(
-        f"{tokens:,} further {'token' if tokens == 1 else 'tokens'} ({method})" for method, tokens in counts.items()
-    )
-    trials = f"{measured[0].trials:,} trials, each a call of generate()"
+    each = ", ".join(f"{counted(tokens, 'further token')} ({method})" for method, tokens in counts.items())
+    trials = f"{counted(measured[0].trials, 'trial')}, each a call of generate()"
     yield f"Median and 95th percentile of {trials}: the first token, then {each}."
     if NO_CACHE in counts:
         yield f"{NO_CACHE}: everything is read anew for each token."
