@@ -1,11 +1,15 @@
 """What is wrong with a command line is one sentence that names the option, the value and what is allowed."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
 from retlab.command import Parser
 from retlab.errors import UserError
+from retlab.section import PROJECT_ROOT
 
 
 @pytest.fixture
@@ -37,3 +41,10 @@ def test_a_wrong_option_is_a_sentence(parser: argparse.ArgumentParser, words: st
     with pytest.raises(UserError) as refusal:
         parser.parse_known_args(words.split())
     assert str(refusal.value) == f"command line: {sentence}"
+
+
+def test_a_terminal_that_shows_ascii_alone_still_gets_the_sentence() -> None:
+    code = "from retlab.command import run_command; run_command(lambda: print('the loss ± ★'), '')"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src"), "PYTHONIOENCODING": "ascii"}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (answer.returncode, answer.stdout) == (0, "the loss ? ?\n"), answer.stderr

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import gc
+import io
 import os
 import re
 import signal
@@ -189,6 +190,10 @@ def run_command(work: Callable[[], None], advice: str) -> NoReturn:
     # GNU OpenMP's threads spin for milliseconds where they wait. On a machine that does something else too they then
     # take each other's cores, and training is several times slower; so short a spin costs nothing measurable.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # A terminal that cannot show a character gets a stand-in for it, as its sentence is worth more.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     # A signal between two stages or during imports must end the process as an interruption, not a crash.
     for number in SIGNALS:
         signal.signal(number, _interrupt)
