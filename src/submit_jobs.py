@@ -8,6 +8,7 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 
 import argparse
 
+import retlab.ctrl_c  # noqa: F401
 from retlab.cluster.checks import check_stages
 from retlab.cluster.client import require
 from retlab.cluster.submission import (
