@@ -46,6 +46,10 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
 
     grid = make_grid(options.config, command.overrides, plan_only=options.plan)
     if options.table:
+        from retlab.sweep.local import claim
+
+        make_folder(grid.folder)
+        claim(grid)
         _tables(grid)
         return
     if grid.lacking:

@@ -206,8 +206,12 @@ def submit_table(grid: Grid, say: Callable[[str], None], *, given: Sequence[str]
     """Submit a job that makes the tables of what is there; its number.
 
     Raises:
-        UserError: sbatch is not here, or Slurm refuses.
+        UserError: the folder holds another sweep, sbatch is not here, or Slurm refuses.
     """
+    from retlab.sweep.local import claim
+
+    make_folder(grid.folder)
+    claim(grid)
     job = _submit(grid, "table", f"table-{grid.config.name}", _table_log(grid), [], ["--table"], given)
     say(f"submitted the table: job {job}")
     return job
