@@ -128,11 +128,14 @@ def known_part(path: Sequence[str | int], values: Any) -> KeyPath:
     return tuple(found)
 
 
+WORDS_FOR_NOTHING = ("None", "none", "null", "Null", "NULL", "~")
+
+
 def misread_values(values: Any, root: type[BaseModel]) -> dict[KeyPath, str]:
     """What pydantic would take for something else: words for nothing are text to it, and true is 1."""
     found: dict[KeyPath, str] = {}
     for path, value in leaves(values):
-        if isinstance(value, str) and value in ("None", "none", "null", "Null", "NULL", "~"):
+        if isinstance(value, str) and value in WORDS_FOR_NOTHING:
             found[path] = f"found the text '{value}'; write null (without quotes) for no value"
         elif isinstance(value, bool):
             if _kinds(root, path) & {int, float, int | None, float | None}:

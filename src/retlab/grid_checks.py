@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from retlab.config_errors import Problem, explain, misread_values, sections_at, tag_values
+from retlab.config_errors import WORDS_FOR_NOTHING, Problem, explain, misread_values, sections_at, tag_values
 from retlab.yaml_file import KeyPath, shown
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ def axis_keys(config: "ExperimentConfig") -> list[str]:
 
 def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]:
     """What is wrong with a value of an axis by itself, whatever the others are."""
+    # Told of the whole file.
+    if value in WORDS_FOR_NOTHING:
+        return []
     root, (*outer, name) = type(config), key.split(".")
     sections = [one for one in sections_at(root, outer) if name in one.model_fields]
     if outer == ["model"]:

@@ -221,3 +221,9 @@ def test_the_published_grid_has_144_trials_and_no_invalid_point(folder: Path, na
     file = PROJECT_ROOT / "configs" / "experiments" / f"{name}.yaml"
     grid = make_grid(file, [f"data.folder={folder}", f"tokenizer.folder={folder / 'tokenizer'}"])
     assert (len(grid.points), len(grid.trials), [point.problem for point in grid.points]) == (72, 144, [None] * 72)
+
+
+def test_a_word_for_nothing_is_told_once(folder: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_config(write(folder, axes={"train.learning_rate": ["None", 1e-3]}))
+    assert str(refusal.value).count("found the text 'None'; write null") == 1

@@ -1,6 +1,6 @@
 """The architectures of a sweep at each point: means over seeds, paired differences, and which of two is better."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -111,8 +111,13 @@ def _entry(point: Point, architecture: str, outcomes: dict[str, Outcome]) -> Ent
         seconds=_over(finished, lambda result: result.training_seconds),
         tokens_per_second=_over(finished, lambda result: result.tokens_per_second),
         energy=_over(finished, lambda result: result.energy_kwh),
-        energy_method="; ".join(dict.fromkeys(result.energy_method for result in finished)),
+        energy_method=joined_methods(result.energy_method for result in finished),
     )
+
+
+def joined_methods(methods: Iterable[str]) -> str:
+    """How energy was measured, each clause once."""
+    return "; ".join(dict.fromkeys(clause for method in methods for clause in method.split("; ")))
 
 
 def intermediate_size(outcome: Outcome) -> int | None:
