@@ -50,6 +50,8 @@ from retlab.progress import progress
 with progress("download", 5000, "byte") as bar:
     bar.advance(1200)
     bar.set_total(1200)
+with progress("sweep", 6, "trial") as bar:
+    bar.advance(6)
 """
 
 
@@ -65,6 +67,7 @@ def test_bar_on_a_terminal(size: tuple[int, int]) -> None:
     assert "download: 100%" in shown
     assert "1.20k/1.20k" in shown
     assert "bytes/s" in shown
+    assert " 6/6 [" in shown
 
 
 @pytest.mark.parametrize(

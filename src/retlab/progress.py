@@ -121,7 +121,8 @@ def progress(description: str, total: float | None, unit: str, done: float = 0) 
             desc=description,
             total=total,
             unit=f" {unit}s",
-            unit_scale=True,
+            # Few things are shown as whole numbers: 6/12, not 6.00/12.0.
+            unit_scale=total is None or total >= 1000,
             initial=done,
             # On a terminal that does not know its size tqdm would show nothing.
             ncols=None if sized else 80,
