@@ -7,9 +7,10 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 """
 
 import argparse
+import shlex
 
 import retlab.ctrl_c  # noqa: F401
-from retlab.cluster.checks import check_stages
+from retlab.cluster.checks import check_stages, live_jobs
 from retlab.cluster.client import require
 from retlab.cluster.submission import (
     PIPELINE,
@@ -23,6 +24,7 @@ from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
+from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
 
 GRID_SEARCH_OPTIONS = ("plan", "skip-invalid", "retry-failed", "table")
 
@@ -65,6 +67,18 @@ def _refuse_unfitting(options: argparse.Namespace) -> None:
             raise UserError(f"command line: --{name} is for slurm/07_grid_search.sh alone; leave it out")
 
 
+def _after_the_tokens(config: ExperimentConfig, command: StageCommand) -> str:
+    """How to submit a sweep after the job that is to make its last input, where one is in the queue."""
+    jobs = live_jobs(config, "tokenize_data")
+    if not jobs:
+        return ""
+    script = shown_path(PROJECT_ROOT / "slurm" / SCRIPTS["grid_search"])
+    words = shlex.join([str(command.options.config), *command.overrides])
+    job = jobs[-1]
+    after = f"sbatch -d afterok:{job} {script} {words}"
+    return f"; job {job} is in the queue to do that, and this runs the sweep after it: {after}"
+
+
 def _sweep(command: StageCommand) -> None:
     """Submit the trials of a sweep that are missing as job arrays."""
     from retlab.sweep.plan import refuse_invalid, tell_without_inputs
@@ -72,7 +86,9 @@ def _sweep(command: StageCommand) -> None:
     from retlab.sweep.slurm import submit_missing, submit_table
 
     options = command.options
-    grid = make_grid(options.config, command.overrides, plan_only=options.plan)
+    grid = make_grid(options.config, command.overrides, plan_only=True)
+    if grid.lacking and not options.plan:
+        raise UserError(grid.lacking + _after_the_tokens(grid.config, command))
     if options.table:
         submit_table(grid, print, given=command.after)
         return
