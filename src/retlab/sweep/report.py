@@ -8,7 +8,7 @@ from typing import Any
 
 from retlab.progress import counted
 from retlab.section import shown_path
-from retlab.sweep.comparison import UNDECIDED, Comparison, Entry, Versus, joined_methods
+from retlab.sweep.comparison import UNDECIDED, Comparison, Entry, Versus, joined_methods, some_lack_seeds
 from retlab.sweep.intervals import Spread
 from retlab.sweep.outcomes import STATUSES
 
@@ -65,7 +65,7 @@ def _best(comparison: Comparison) -> str:
 
     rule = "-" * min(WIDTH, sum(widths) + 2 * (len(widths) - 1))
     text = [*map(line, titles), rule, *map(line, lines), rule]
-    among = " of the points with the most seeds finished" if _some_lack_seeds(comparison) else ""
+    among = " of the points with the most seeds finished" if some_lack_seeds(comparison) else ""
     notes = [f"Chosen by the lowest mean validation loss{among} alone."]
     if len(best) > 1:
         notes.append("* is the lower test loss.")
@@ -77,15 +77,6 @@ def _best(comparison: Comparison) -> str:
     for entry in best.values():
         text += _wrapped(f"{entry.architecture}: {_values(entry.point.values)}{_partial(entry)}", "  ", "    ")
     return "\n".join(text)
-
-
-def _some_lack_seeds(comparison: Comparison) -> bool:
-    """Whether a point with a loss had fewer seeds finished than the best, and so did not compete."""
-    return any(
-        entry.validation.mean is not None
-        and entry.counts["finished"] < comparison.best[entry.architecture].counts["finished"]
-        for entry in comparison.entries.values()
-    )
 
 
 def _cells(entry: Entry, is_lowest: bool) -> list[str]:
