@@ -11,7 +11,7 @@ from typing import Any
 
 from retlab import artifacts
 from retlab.emissions import track_emissions
-from retlab.errors import EXIT_OK, Interrupted, StorageFailed, UserError
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, StorageFailed, UserError
 from retlab.storage import make_folder, storage_errors
 from retlab.sweep.failures import keep_failure, memory_kills, of_death, of_error, of_time
 from retlab.sweep.grid import Trial
@@ -50,7 +50,7 @@ def run_alone(
     make_folder(trial.folder.parent)
     heard, begun = os.pipe()
     alive, kept = os.pipe()
-    kills = memory_kills()
+    kills, before = memory_kills(), read_failure(trial.folder)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -64,17 +64,13 @@ def run_alone(
     os.close(begun)
     os.close(alive)
     code, is_late = _supervise(child, heard, timeout, stop_requested)
-    if is_late:
-        kind, message = of_time(timeout or 0)
-    elif code < 0 and not stop_requested():
-        kind, message = of_death(code, None, kills)
-    else:
-        if code != EXIT_OK:
-            raise SystemExit(code if code > 0 else 128 - code)
-        return
+    has_said_why = code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) or (code > 0 and read_failure(trial.folder) != before)
+    if not is_late and (has_said_why or (code < 0 and stop_requested())):
+        raise SystemExit(code if code > 0 else 128 - code)
     if read_result(trial.folder) is not None:
-        # Killed or crashed after its work.
+        # Also where it was killed or crashed after its work.
         return
+    kind, message = of_time(timeout or 0) if is_late else of_death(code, None, kills)
     keep_failure(trial, kind, message)
     raise UserError(message)
 
