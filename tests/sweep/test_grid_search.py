@@ -153,6 +153,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
         assert process.returncode == (-number if number == signal.SIGKILL else EXIT_INTERRUPTED), output
         while not all(map(is_gone, pids)):
             time.sleep(0.05)
+    assert "interrupted: saved after step" in (grid.trials[0].folder / "log.txt").read_text()
     code, output = finish(config)
     assert code == EXIT_OK, output
     assert weights(grid) == weights(undisturbed)
