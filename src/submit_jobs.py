@@ -12,6 +12,7 @@ import shlex
 import retlab.ctrl_c  # noqa: F401
 from retlab.cluster.checks import check_stages, live_jobs
 from retlab.cluster.client import require
+from retlab.cluster.sbatch import given_value
 from retlab.cluster.submission import (
     PIPELINE,
     STAGES,
@@ -40,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Submit, and say what keeps the jobs waiting."""
     options = command.options
-    _refuse_unfitting(options)
+    _refuse_unfitting(command)
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
     require("sbatch")
@@ -58,8 +59,14 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         print(line)
 
 
-def _refuse_unfitting(options: argparse.Namespace) -> None:
+def _refuse_unfitting(command: StageCommand) -> None:
     """Raise a UserError where an option says nothing about what is to be submitted: nobody may think that it holds."""
+    options = command.options
+    if given_value(command.after, "--array", "-a") is not None:
+        raise UserError(
+            "command line: --array after -- would take the place of the job arrays that RetLab makes; leave it out"
+            " (grid_search.max_parallel is how many trials run at a time)"
+        )
     if options.stage and options.first:
         raise UserError(f"command line: --from begins a chain of stages, and this submits {options.stage} alone")
     for name in GRID_SEARCH_OPTIONS:
