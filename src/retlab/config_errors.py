@@ -179,10 +179,10 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(error["ctx"]["discriminator"]).strip("'")
         choices = _tags(sections_at(root, error["loc"]), tag)
-        return (*path, tag), _choice(value.get(tag), choices)
+        return (*path, tag), choice(value.get(tag), choices)
     if kind == "literal_error":
         found, choices = _choices(error["loc"], value, root)
-        return tuple(path), _choice(found, choices)
+        return tuple(path), choice(found, choices)
     if kind in _SECTION_TYPES:
         what = "nothing" if value is None else shown(value)
         keys = list(dict.fromkeys(name for one in sections_at(root, error["loc"]) for name in one.model_fields))
@@ -212,7 +212,8 @@ def _choices(location: Sequence[str | int], value: Any, root: type[BaseModel]) -
     return value, [choice for one in sections_at(root, outer) for choice in _literals(one.model_fields, name)]
 
 
-def _choice(value: Any, choices: Sequence[str]) -> str:
+def choice(value: Any, choices: Sequence[str]) -> str:
+    """That a value is none of those that are allowed."""
     close = difflib.get_close_matches(str(value).lower(), choices, n=1)
     hint = f" (did you mean '{close[0]}'?)" if isinstance(value, str) and close else ""
     return f"found {shown(value)}; allowed are {', '.join(map(shown, choices))}{hint}"
