@@ -77,7 +77,8 @@ _finish() {
   if [ "$job_code" = 0 ]; then
     _note_end 0 "done"
   elif [ "$told" = TERM ]; then
-    _say "told to end (scancel, the time limit, or a requeue that was not the job's own): what was done is saved"
+    _say "told to end (scancel, the time limit, its node going down, or a requeue that was not the job's own):" \
+      "what was done is saved"
     _note_end "$job_code" "told to end"
   elif [ "$told" != USR1 ] || [ "$job_code" = 2 ]; then
     _note_end "$job_code" failed

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import retlab.ctrl_c  # noqa: F401
 from retlab.artifacts import lock
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig
@@ -37,16 +38,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Run a sweep, or one part of it."""
     options = command.options
-    # A grid takes seconds to make, and a signal may come before it is there.
-    stop_requested = _stopped_by_signals()
     if options.task is not None or options.trials is not None:
-        _run_one(config, options, stop_requested)
+        _run_one(config, options, _stopped_by_signals())
         return
     from retlab.sweep.plan import refuse_invalid, tell_without_inputs
     from retlab.sweep.points import make_grid
 
     grid = make_grid(options.config, command.overrides, plan_only=options.plan)
     if options.table:
+        from retlab.sweep.local import claim
+
+        make_folder(grid.folder)
+        claim(grid)
         _tables(grid)
         return
     if grid.lacking:
@@ -57,7 +60,7 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     if config.grid_search.engine == "slurm":
         _submit(grid, command)
         return
-    _run(grid, options, stop_requested)
+    _run(grid, options)
 
 
 def _say(line: str) -> None:
@@ -65,7 +68,7 @@ def _say(line: str) -> None:
 
 
 def _stopped_by_signals() -> Callable[[], bool]:
-    """Let trials save and leave at a signal: becomes true then."""
+    """Let trials save and leave at a signal: becomes true then. Before there are trials a signal ends all at once."""
     stop = threading.Event()
     for number in SIGNALS:
         signal.signal(number, lambda *_: stop.set())
@@ -75,24 +78,32 @@ def _stopped_by_signals() -> Callable[[], bool]:
 def _tables(grid: Grid, compares: bool = True) -> None:
     from retlab.sweep.table import write_tables
 
-    # Each file of it is whole at any moment, so a signal ends it at once.
-    for number in SIGNALS:
-        signal.signal(number, _leave)
+    _end_at_signals()
     # Tables have the whole width.
     write_tables(grid, partial(print, flush=True), compares=compares)
+
+
+def _end_at_signals() -> None:
+    """Let a signal end this process at once: each file of the tables is whole at any moment."""
+    for number in SIGNALS:
+        signal.signal(number, _leave)
 
 
 def _leave(number: int, _frame: object) -> None:
     raise Interrupted(f"{signal.Signals(number).name} received; trials and comparisons so far are kept")
 
 
-def _run(grid: Grid, options: argparse.Namespace, stop_requested: Callable[[], bool]) -> None:
+def _run(grid: Grid, options: argparse.Namespace) -> None:
     from retlab.sweep.local import run_locally
 
     make_folder(grid.folder)
     with lock(grid.folder, True, lambda: _say("waiting: another process runs this sweep")):
+        stop_requested = _stopped_by_signals()
         finished = run_locally(grid, plan_only=options.plan, retry_failed=options.retry_failed,
                                stop_requested=stop_requested, say=_say)  # fmt: skip
+        _end_at_signals()
+        # One that came with or after the last trial asks for no tables that take their time.
+        finished = finished and not stop_requested()
         # Before the first result there is nothing to put into tables.
         if not options.plan and (finished or _has_results(grid)):
             _tables(grid, compares=finished)

@@ -7,9 +7,12 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 """
 
 import argparse
+import shlex
 
-from retlab.cluster.checks import check_stages
+import retlab.ctrl_c  # noqa: F401
+from retlab.cluster.checks import check_stages, live_jobs
 from retlab.cluster.client import require
+from retlab.cluster.sbatch import given_value
 from retlab.cluster.submission import (
     PIPELINE,
     STAGES,
@@ -22,6 +25,7 @@ from retlab.config import ExperimentConfig
 from retlab.config_model import resolve_model
 from retlab.data.settings import SPLITS
 from retlab.errors import UserError
+from retlab.section import PROJECT_ROOT, SCRIPTS, shown_path
 
 GRID_SEARCH_OPTIONS = ("plan", "skip-invalid", "retry-failed", "table")
 
@@ -37,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(config: ExperimentConfig, command: StageCommand) -> None:
     """Submit, and say what keeps the jobs waiting."""
     options = command.options
-    _refuse_unfitting(options)
+    _refuse_unfitting(command)
     if command.words and options.stage != "tokenize_data":
         raise UserError(f"command line: {command.words[0]} names a split, which is for tokenize_data alone")
     require("sbatch")
@@ -55,13 +59,31 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
         print(line)
 
 
-def _refuse_unfitting(options: argparse.Namespace) -> None:
+def _refuse_unfitting(command: StageCommand) -> None:
     """Raise a UserError where an option says nothing about what is to be submitted: nobody may think that it holds."""
+    options = command.options
+    if given_value(command.after, "--array", "-a") is not None:
+        raise UserError(
+            "command line: --array after -- would take the place of the job arrays that RetLab makes; leave it out"
+            " (grid_search.max_parallel is how many trials run at a time)"
+        )
     if options.stage and options.first:
         raise UserError(f"command line: --from begins a chain of stages, and this submits {options.stage} alone")
     for name in GRID_SEARCH_OPTIONS:
         if options.stage != "grid_search" and getattr(options, name.replace("-", "_")):
             raise UserError(f"command line: --{name} is for slurm/07_grid_search.sh alone; leave it out")
+
+
+def _after_the_tokens(config: ExperimentConfig, command: StageCommand) -> str:
+    """How to submit a sweep after the job that is to make its last input, where one is in the queue."""
+    jobs = live_jobs(config, "tokenize_data")
+    if not jobs:
+        return ""
+    script = shown_path(PROJECT_ROOT / "slurm" / SCRIPTS["grid_search"])
+    words = shlex.join([str(command.options.config), *command.overrides])
+    job = jobs[-1]
+    after = f"sbatch -d afterok:{job} {script} {words}"
+    return f"; job {job} is in the queue to do that, and this runs the sweep after it: {after}"
 
 
 def _sweep(command: StageCommand) -> None:
@@ -71,7 +93,9 @@ def _sweep(command: StageCommand) -> None:
     from retlab.sweep.slurm import submit_missing, submit_table
 
     options = command.options
-    grid = make_grid(options.config, command.overrides, plan_only=options.plan)
+    grid = make_grid(options.config, command.overrides, plan_only=True)
+    if grid.lacking and not options.plan:
+        raise UserError(grid.lacking + _after_the_tokens(grid.config, command))
     if options.table:
         submit_table(grid, print, given=command.after)
         return

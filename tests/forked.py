@@ -59,10 +59,14 @@ class Script:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def so_far(self) -> str:
+        """What it has printed."""
+        return Path(self._output).read_text()
+
     def communicate(self, timeout: float = 300) -> tuple[str, None]:
         """Wait for the end; what it printed."""
         self.wait(timeout)
-        text = Path(self._output).read_text()
+        text = self.so_far()
         os.unlink(self._output)
         return text, None
 

@@ -26,6 +26,17 @@ def test_plain_lines_say_done_total_rate_and_note(capsys: pytest.CaptureFixture[
     assert "200 of 200 documents (100 %)" in lines[-1]
 
 
+def test_the_last_line_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", 0.0)
+    with progress.progress("compare", total=2, unit="pair") as bar:
+        bar.advance(1)
+        bar.advance(1)
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "compare: 1 of 2 pairs (50 %)",
+        "compare: 2 of 2 pairs (100 %)",
+    ]
+
+
 def test_work_that_ends_early_ends_at_its_total(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress("download", total=5000, unit="byte") as bar:
         bar.advance(40)
@@ -39,6 +50,8 @@ from retlab.progress import progress
 with progress("download", 5000, "byte") as bar:
     bar.advance(1200)
     bar.set_total(1200)
+with progress("sweep", 6, "trial") as bar:
+    bar.advance(6)
 """
 
 
@@ -54,6 +67,7 @@ def test_bar_on_a_terminal(size: tuple[int, int]) -> None:
     assert "download: 100%" in shown
     assert "1.20k/1.20k" in shown
     assert "bytes/s" in shown
+    assert " 6/6 [" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The shell scripts and the README's commands, run as a user would."""
 
+import os
 import re
 import shutil
 import signal
@@ -197,3 +198,15 @@ def test_a_script_ends_with_the_code_of_what_it_runs(tmp_path: Path) -> None:
         script = f"set -euo pipefail\n. {PROJECT_ROOT}/scripts/run_child.sh\nrun_child {command}\n"
         (tmp_path / "script.sh").write_text(script)
         assert subprocess.run(["bash", "script.sh"], cwd=tmp_path).returncode == code
+
+
+@pytest.mark.parametrize("script", sorted(PROJECT_ROOT.glob("src/*.py")), ids=lambda script: script.name)
+def test_ctrl_c_while_a_script_loads_its_libraries_is_no_traceback(script: Path, tmp_path: Path) -> None:
+    pressed = "event == 'import' and words[0] == 'pydantic' and os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, signal, sys\nsys.addaudithook(lambda event, words: {pressed})\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(script), "any.yaml"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment() | {"PYTHONPATH": path})
+    assert (answer.returncode, answer.stderr) == (-signal.SIGINT, "")

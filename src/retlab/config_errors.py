@@ -128,11 +128,14 @@ def known_part(path: Sequence[str | int], values: Any) -> KeyPath:
     return tuple(found)
 
 
+WORDS_FOR_NOTHING = ("None", "none", "null", "Null", "NULL", "~")
+
+
 def misread_values(values: Any, root: type[BaseModel]) -> dict[KeyPath, str]:
     """What pydantic would take for something else: words for nothing are text to it, and true is 1."""
     found: dict[KeyPath, str] = {}
     for path, value in leaves(values):
-        if isinstance(value, str) and value in ("None", "none", "null", "Null", "NULL", "~"):
+        if isinstance(value, str) and value in WORDS_FOR_NOTHING:
             found[path] = f"found the text '{value}'; write null (without quotes) for no value"
         elif isinstance(value, bool):
             if _kinds(root, path) & {int, float, int | None, float | None}:
@@ -176,10 +179,10 @@ def _explain(error: dict[str, Any], values: Any, root: type[BaseModel]) -> tuple
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(error["ctx"]["discriminator"]).strip("'")
         choices = _tags(sections_at(root, error["loc"]), tag)
-        return (*path, tag), _choice(value.get(tag), choices)
+        return (*path, tag), choice(value.get(tag), choices)
     if kind == "literal_error":
         found, choices = _choices(error["loc"], value, root)
-        return tuple(path), _choice(found, choices)
+        return tuple(path), choice(found, choices)
     if kind in _SECTION_TYPES:
         what = "nothing" if value is None else shown(value)
         keys = list(dict.fromkeys(name for one in sections_at(root, error["loc"]) for name in one.model_fields))
@@ -209,7 +212,8 @@ def _choices(location: Sequence[str | int], value: Any, root: type[BaseModel]) -
     return value, [choice for one in sections_at(root, outer) for choice in _literals(one.model_fields, name)]
 
 
-def _choice(value: Any, choices: Sequence[str]) -> str:
+def choice(value: Any, choices: Sequence[str]) -> str:
+    """That a value is none of those that are allowed."""
     close = difflib.get_close_matches(str(value).lower(), choices, n=1)
     hint = f" (did you mean '{close[0]}'?)" if isinstance(value, str) and close else ""
     return f"found {shown(value)}; allowed are {', '.join(map(shown, choices))}{hint}"

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from retlab.config_errors import Problem, explain, misread_values, sections_at, tag_values
+from retlab.config_errors import (
+    WORDS_FOR_NOTHING,
+    Problem,
+    choice,
+    explain,
+    misread_values,
+    sections_at,
+    tag_values,
+)
 from retlab.yaml_file import KeyPath, shown
 
 if TYPE_CHECKING:
@@ -69,10 +77,17 @@ def axis_keys(config: "ExperimentConfig") -> list[str]:
 
 def _wrong_values(config: "ExperimentConfig", key: str, value: Any) -> list[str]:
     """What is wrong with a value of an axis by itself, whatever the others are."""
+    # Told of the whole file.
+    if value in WORDS_FOR_NOTHING:
+        return []
     root, (*outer, name) = type(config), key.split(".")
     sections = [one for one in sections_at(root, outer) if name in one.model_fields]
     if outer == ["model"]:
         sections = [one for one in sections if set(_tags(one)) & set(config.grid_search.architectures)] or sections
+    if name == "name":
+        # It chooses among the sections; which other keys the chosen one needs is seen at the points.
+        names = [tag for one in sections for tag in tag_values(one)]
+        return [] if value in names else [choice(value, names)]
     section, location = sections[0], (*outer, *tag_values(sections[0])[:1], name)
     values: Any = value
     for step in reversed(key.split(".")):

@@ -46,6 +46,7 @@ class _Lines:
         self._description, self._total, self._unit = description, total, unit
         self._done = self._first = done
         self._note = ""
+        self._shown: tuple[float, str] | None = None
         # Where the output goes now: what this is the progress of may be made to print elsewhere.
         self._stream = sys.stdout
         self._started = self._printed = time.monotonic()
@@ -61,7 +62,13 @@ class _Lines:
     def note(self, text: str) -> None:
         self._note = text
 
+    def close(self) -> None:
+        """The last line, unless it was the one before."""
+        if self._shown != (self._done, self._note):
+            self.show()
+
     def show(self) -> None:
+        self._shown = (self._done, self._note)
         self._printed = time.monotonic()
         seconds = self._printed - self._started
         rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
@@ -120,7 +127,8 @@ def progress(description: str, total: float | None, unit: str, done: float = 0) 
             desc=description,
             total=total,
             unit=f" {unit}s",
-            unit_scale=True,
+            # Few things are shown as whole numbers: 6/12, not 6.00/12.0.
+            unit_scale=total is None or total >= 1000,
             initial=done,
             # On a terminal that does not know its size tqdm would show nothing.
             ncols=None if sized else 80,
@@ -133,4 +141,4 @@ def progress(description: str, total: float | None, unit: str, done: float = 0) 
     else:
         lines = _Lines(description, total, unit, done)
         yield lines
-        lines.show()
+        lines.close()

@@ -68,6 +68,24 @@ def test_every_state_is_told_apart(config: ExperimentConfig, monkeypatch: pytest
     assert max(map(len, status.table("one", list(rows.values())).splitlines())) < 100
 
 
+@pytest.mark.parametrize(
+    ("state", "by"),
+    [
+        ("CANCELLED", "scancel"), ("TIMEOUT", "the time limit"), ("NODE_FAIL", "its node going down"),
+        (None, "scancel, the time limit or its node going down"),
+    ],
+)  # fmt: skip
+def test_what_told_a_job_to_end_is_said(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, state: str | None, by: str
+) -> None:
+    _submitted(config, 2, "train_model")
+    end = {"code": 75, "outcome": "told to end", "ended": "2026-01-01T00:01:00+00:00"}
+    write_json(notes_folder(config) / "2.ended.json", end)
+    found = [Job(2, None, state, "None", "n1", "N/A", "train_model-one")] if state else []
+    row = _states(config, found, monkeypatch)["train_model"]
+    assert (row.state, row.detail) == ("cancelled", f"job 2: told to end by {by}; saved")
+
+
 def test_without_squeue_the_files_still_tell(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     _submitted(config, 2, "split_data")
     monkeypatch.setenv("PATH", "/nowhere")

@@ -24,6 +24,8 @@ def config(tmp_path: Path) -> Path:
         ("submit_pipeline.sh", ["--from", "train_mode"], "--from train_mode is not understood (did you mean train_mo"),
         ("submit_pipeline.sh", ["--plan"], "--plan is for slurm/07_grid_search.sh alone"),
         ("05_train_model.sh", ["--from", "split_data"], "--from begins a chain of stages"),
+        ("07_grid_search.sh", ["--", "--array=0-3%2"], "--array after -- would take the place of the job arrays"),
+        ("submit_pipeline.sh", ["--", "-a", "0-3"], "--array after -- would take the place of the job arrays"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(script: str, words: list[str], sentence: str, config: Path) -> None:

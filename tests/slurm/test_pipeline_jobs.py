@@ -35,6 +35,9 @@ def test_the_whole_chain_runs(slurm: PrivateSlurm, tmp_path: Path) -> None:
     jobs = _jobs(folder)
     again = script(PROJECT_ROOT, "05_train_model.sh", "chain.yaml", *TINY, cwd=folder)
     assert (again.returncode, "in the queue already" in again.stderr) == (2, True), again.stderr
+    sweep = script(PROJECT_ROOT, "07_grid_search.sh", "chain.yaml", *TINY, cwd=folder)
+    assert (sweep.returncode, sweep.stderr.count("\n")) == (2, 1), sweep.stderr
+    assert f"this runs the sweep after it: sbatch -d afterok:{jobs['tokenize_data']} " in sweep.stderr
     ended = slurm.wait(*jobs.values(), timeout=300)
     assert len(ended) == 8
     assert {job["JobState"] for job in ended} == {"COMPLETED"}, slurm.report(*jobs.values())

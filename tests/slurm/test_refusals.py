@@ -139,7 +139,8 @@ def test_jobs_that_can_never_start_are_named_with_the_way_to_cancel_them(slurm: 
 def test_a_later_job_that_can_never_start_is_named(slurm: PrivateSlurm, config: Path) -> None:
     words = ["--", "--begin=now+1hour"]
     answer = script(PROJECT_ROOT, "submit_pipeline.sh", str(config), "cluster.stages={train_model: {nodes: 5}}", *words)
-    assert "train_model can never start" in answer.stdout, answer.stdout + answer.stderr
+    # A scheduler that was quicker gives the waiting job a reason of its own.
+    assert re.search(r"train_model\b.* can never start", answer.stdout), answer.stdout + answer.stderr
     assert "it comes from cluster.stages.train_model.nodes: 5\n" in answer.stdout
     assert answer.stdout.count("note: ") == 1
     assert len(slurm.run("squeue", "-h").stdout.splitlines()) == 6

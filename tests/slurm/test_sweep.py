@@ -32,7 +32,7 @@ from retlab.sweep.points import make_grid
 from retlab.sweep.results import TrialFailure, read_result, write_failure
 from retlab.sweep.slurm import missing_trials, submit_sweep
 from retlab.sweep.status import sweep_status
-from retlab.sweep.submissions import Task, read_submissions, tasks
+from retlab.sweep.submissions import Task, read_submissions, submissions_folder, tasks
 from retlab.sweep_settings import GridSearchSection
 
 pytestmark = pytest.mark.component
@@ -160,6 +160,7 @@ def test_a_sweep_that_is_rejected_or_can_never_start_is_told(grid: Grid) -> None
     with pytest.raises(UserError, match="invalid partition specified: nope.*cluster.partition: nope"):
         submit(partition="nope")
     assert not tasks(grid.config)
+    assert not list(submissions_folder(grid.config).iterdir())
     # The scheduler says it some moments after the submission.
     notes = [line for line in submit(partition="short", time="1:00:00") if line.startswith("note: ")]
     assert re.match(r"note: job \d+ waits: (PartitionTimeLimit|PartitionConfig): .*cluster\.time", notes[0])

@@ -29,12 +29,14 @@ from retlab.sweep.trial_list import read_trial
 def run_trial(trial, **_):
     if sys.argv[2] == "full":
         raise StorageFailed("the disk is full")
+    if sys.argv[2].isdigit():
+        os._exit(int(sys.argv[2]))
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 
 alone.run_trial = run_trial
 trial = read_trial(pathlib.Path(sys.argv[1]), 0)
 timeout = 1.0 if sys.argv[2] == "SIGSTOP" else 600.0
-run_command(lambda: alone.run_alone(trial, timeout, False, lambda: False, print), "")
+run_command(lambda: alone.run_alone(trial, timeout, "retry" in sys.argv, lambda: False, print), "")
 """
 
 
@@ -52,6 +54,9 @@ def trial(tmp_path: Path) -> Trial:
         # A stopped process stands for one that no signal handler and no thread of its own can end.
         ("SIGSTOP", "timeout", "no result after 1 s (grid_search.trial_timeout)"),
         ("SIGSEGV", "killed", "the process of the trial ended by SIGSEGV"),
+        # A library that ends the process says nothing, whatever the code.
+        ("0", "killed", "the process of the trial ended with exit code 0"),
+        ("7", "killed", "the process of the trial ended with exit code 7"),
         ("full", None, "the disk is full"),
     ],
 )
@@ -66,6 +71,17 @@ def test_what_ends_a_trial_is_a_sentence(tmp_path: Path, trial: Trial, what: str
     # A job that is put back into the queue begins with this.
     again = subprocess.run([*command[:-1], "SIGKILL"], capture_output=True, text=True, env=changed)
     assert said in again.stderr if kind else "SIGKILL" in again.stderr
+
+
+def test_a_second_failure_takes_the_place_of_the_first(tmp_path: Path, trial: Trial) -> None:
+    for what, code in (("7", 7), ("SIGSEGV", None), ("9", 9)):
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "trials.json"), what, "retry"]
+        changed = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "src")}
+        answer = subprocess.run(command, capture_output=True, text=True, env=changed)
+        failure = read_failure(trial.folder)
+        assert failure, answer.stderr
+        assert failure.message in answer.stderr
+        assert failure.message.endswith(f"exit code {code}" if code else what)
 
 
 @pytest.fixture

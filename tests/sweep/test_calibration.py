@@ -11,7 +11,8 @@ from tests.sweep.made_trials import finish, make_grid
 
 from retlab.sweep import calibration, estimate
 from retlab.sweep.calibration import Cost, Costs, duration_of, extremes, is_like, operations
-from retlab.sweep.estimate import expect_on_slurm
+from retlab.sweep.estimate import Calibration, expect_on_slurm
+from retlab.sweep.failures import of_time
 from retlab.sweep.grid import Grid, Point, Trial
 from retlab.sweep.plan import Plan
 
@@ -111,6 +112,13 @@ def test_an_interrupted_calibration_is_kept_and_measured_to_its_end(tmp_path: Pa
     slower = [dataclasses.replace(one, config=one.config.model_copy(
         update={"train": one.config.train.model_copy(update={"threads": 2})})) for one in missing]  # fmt: skip
     assert probed(Plan(grid_of(tmp_path, *slower), [], [], slower))[0] == [small, large]
+
+
+def test_a_measurement_that_takes_too_long_promises_no_checkpoint(tmp_path: Path) -> None:
+    one = trial(tmp_path)
+    calibration = Calibration(grid_of(tmp_path, one, trial_timeout=15), [{}])
+    calibration.failed(one, *of_time(15))
+    assert calibration.failures == [f"{one.id} (timeout): it takes longer than grid_search.trial_timeout, 15.0 s"]
 
 
 def test_on_slurm_finished_trials_say_how_long_the_others_take(tmp_path: Path) -> None:

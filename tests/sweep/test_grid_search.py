@@ -14,7 +14,7 @@ import yaml
 from tests.forked import Script
 from tests.training.experiment import make_config, make_inputs
 
-from retlab.artifacts import sha256_file
+from retlab.artifacts import sha256_file, write_json
 from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from retlab.section import PROJECT_ROOT
 from retlab.sweep.grid import Grid, Trial
@@ -118,6 +118,28 @@ def test_another_sweep_takes_over_the_trials_that_are_there(folder: Path, undist
     assert {trial.id: (trial.folder / "result.json").stat().st_mtime_ns for trial in undisturbed.trials} == before
 
 
+def test_the_folder_of_a_sweep_on_other_data_keeps_its_tables(folder: Path) -> None:
+    config = write(folder, "claimed")
+    table = make_grid(config, []).folder / "grid_search.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("of the other sweep")
+    write_json(table.with_name("sweep.json"), {"tokenizer": "another"})
+    for words in ([], ["--plan"], ["--table"]):
+        code, output = finish(config, *words)
+        assert (code, "holds a sweep on other data" in output) == (EXIT_USER_ERROR, True), output
+    assert table.read_text() == "of the other sweep"
+
+
+def test_the_folder_of_a_trial_that_was_copied_by_hand_is_no_result(folder: Path, undisturbed: Grid) -> None:
+    config = write(folder, "copied")
+    first, _, last = make_grid(config, []).trials
+    shutil.copytree(undisturbed.trials[2].folder, last.folder)
+    shutil.copytree(undisturbed.trials[2].folder, first.folder)
+    code, output = finish(config)
+    assert (code, "finished 1, failed 0, to run 2" in output) == (EXIT_OK, True), output
+    assert weights(make_grid(config, [])) == weights(undisturbed)
+
+
 def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed: Grid) -> None:
     config = write(folder, "killed")
     grid = make_grid(config, [])
@@ -131,6 +153,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(folder: Path, undisturbed:
         assert process.returncode == (-number if number == signal.SIGKILL else EXIT_INTERRUPTED), output
         while not all(map(is_gone, pids)):
             time.sleep(0.05)
+    assert "interrupted: saved after step" in (grid.trials[0].folder / "log.txt").read_text()
     code, output = finish(config)
     assert code == EXIT_OK, output
     assert weights(grid) == weights(undisturbed)

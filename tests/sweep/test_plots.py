@@ -128,6 +128,27 @@ def test_the_best_is_marked_also_where_it_is_the_only_point(tmp_path: Path) -> N
     assert _stars(axes) == [(1e-3, 4.0)]
 
 
+def test_one_lucky_seed_is_best_in_no_picture(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, seeds=(0, 1), architectures=("retnet",))
+    finish_all(grid, lambda number, *_: (5.0 - number, 5.1 - number))
+    lost = trial_at(grid, 2, "retnet", 1)
+    (lost.folder / "result.json").unlink()
+    (axes,), figure = _panels(_over_parameters, grid)
+    assert _stars(axes) == [(1001, pytest.approx(4.1))]
+    (up_to_here,) = [line for line in axes.get_lines() if line.get_label() == "retnet, best up to here"]
+    assert list(up_to_here.get_xdata()) == [1001]
+    assert "of the points with the most seeds finished" in figure.legends[0].get_title().get_text()
+
+
+def test_stars_at_one_place_are_all_seen(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, architectures=("retnet", "transformer", "longnet"))
+    finish_all(grid, lambda *_: (4.0, 4.1))
+    (axes,), _ = _panels(_over_parameters, grid)
+    sizes = [line.get_markersize() for line in axes.get_lines() if line.get_marker() == "*"]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert len(sizes) == 3
+
+
 def test_models_of_one_size_stand_side_by_side(tmp_path: Path) -> None:
     """A difference of a few parameters does not fill the picture."""
     (axes,), _ = _panels(_over_parameters, a_sweep(tmp_path))

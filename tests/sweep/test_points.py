@@ -175,7 +175,10 @@ def test_what_does_not_decide_a_result_does_not_change_its_trial(folder: Path) -
         ({"axes": {"train.max_steps": [8, True]}}, ["train.max_steps", "true"]),
         ({"axes": {"train.learning_rate": [1e-3, -1]}}, ["train.learning_rate", "-1"]),
         ({"axes": {"data.packing": ["packed", "paded"]}}, ["data.packing", "'padded'"]),
-        ({"axes": {"train.schedule.name": ["cosine", "cosin"]}}, ["train.schedule.name", "'cosine'"]),
+        (
+            {"axes": {"train.schedule.name": ["cosine", "cosin"]}},
+            ["found 'cosin'; allowed are 'cosine', 'warmup_stable_decay', 'step', 'constant' (did you mean 'cosine'?)"],
+        ),
         ({"axes": {"seed": [0, 1]}}, ["grid_search.seeds"]),
         ({"axes": {"model.architecture": ["retnet"]}}, ["grid_search.architectures"]),
         ({"axes": {"train.devices": [1, 2]}}, ["this is no axis; a trial of a sweep takes one GPU or process"]),
@@ -221,3 +224,18 @@ def test_the_published_grid_has_144_trials_and_no_invalid_point(folder: Path, na
     file = PROJECT_ROOT / "configs" / "experiments" / f"{name}.yaml"
     grid = make_grid(file, [f"data.folder={folder}", f"tokenizer.folder={folder / 'tokenizer'}"])
     assert (len(grid.points), len(grid.trials), [point.problem for point in grid.points]) == (72, 144, [None] * 72)
+
+
+def test_a_word_for_nothing_is_told_once(folder: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_config(write(folder, axes={"train.learning_rate": ["None", 1e-3]}))
+    assert str(refusal.value).count("found the text 'None'; write null") == 1
+
+
+def test_a_schedule_is_an_axis(folder: Path) -> None:
+    cosine, constant, step = make_grid(
+        write(folder, axes={"train.schedule.name": ["cosine", "constant", "step"]}), []
+    ).points
+    assert [one.config.train.schedule.name for one in constant.trials] == ["constant"] * 2
+    assert {trial.id for trial in cosine.trials}.isdisjoint({trial.id for trial in constant.trials})
+    assert "step_size" in str(step.problem)

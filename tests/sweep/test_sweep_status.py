@@ -53,6 +53,11 @@ def test_a_sweep_on_this_machine_is_running(grid: Grid) -> None:
     with lock(grid.folder, True, lambda: None):
         status, _ = sweep_status(grid)
         assert (status.state, status.detail) == ("running", "4 trials: 4 not run yet; a process runs them now")
+        held = trial_at(grid, 1, "retnet").folder
+        held.mkdir(parents=True)
+        with lock(held, True, lambda: None):
+            detail = sweep_status(grid)[0].detail
+        assert detail == "4 trials: 1 running, 3 not run yet; a process runs them now"
     assert _state(grid) == "not submitted"
 
 

@@ -210,8 +210,21 @@ def test_one_lucky_seed_does_not_compete_with_a_mean_over_all(tmp_path: Path) ->
     finish(lucky, 3.0)
     (unlucky.folder / "result.json").unlink()
     fail(unlucky)
-    rows, *_ = tables(grid)
+    rows, _, said = tables(grid)
     assert [row["retnet_best_by_validation"] for row in rows] == ["", "yes"]
+    assert "lowest mean validation loss of the points with the most seeds finished alone." in " ".join(said.split())
+
+
+def test_each_way_of_measuring_energy_is_said_once(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, seeds=(0, 1))
+    alone, beside = "share of the host's, one trial at a time; cpu guessed", "share of the host's, by time; cpu guessed"
+    for trial in grid.trials:
+        finish(trial, energy_method=beside if trial.seed == 0 else alone)
+    rows, _, said = tables(grid)
+    together = "share of the host's, by time; cpu guessed; share of the host's, one trial at a time"
+    assert rows[0]["retnet_energy_method"] == rows[1]["transformer_energy_method"] == together
+    assert " ".join(said.split()).count(f"Energy of a trial: {together}.") == 1
+    assert "of the points with" not in said
 
 
 def test_the_test_loss_takes_no_part_in_the_choice(tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ def _is_on_its_way(config: ExperimentConfig, stage: str, given: Sequence[str]) -
     """Whether the user said what to wait for, or a job that will make it waits or runs."""
     if given_value(given, "--dependency", "-d") is not None or given_value(given, "--begin", "-b") is not None:
         return True
+    return bool(live_jobs(config, stage))
+
+
+def live_jobs(config: ExperimentConfig, stage: str) -> list[int]:
+    """Jobs of a stage of this experiment that wait or run, the last one last."""
     notes = read_notes(config, stage)
     found = queue.jobs([note.job for note in notes])
-    return any(not job.is_over for note in notes for job in same_job(note, found))
+    return [note.job for note in notes if any(not job.is_over for job in same_job(note, found))]

@@ -21,6 +21,7 @@ from retlab.upstream import changes_of
 
 WIDTH = 99
 _LOG_LINES = 5
+_ENDED_BY = {"CANCELLED": "scancel", "TIMEOUT": "the time limit", "NODE_FAIL": "its node going down"}
 
 
 @dataclass
@@ -105,7 +106,8 @@ def _say_job(config: ExperimentConfig, status: Status, note: JobNote, index: int
     elif end is not None and end.outcome == "done":
         status.state, status.detail = "done", f"job {task}"
     elif end is not None and end.outcome == "told to end":
-        status.state, status.detail = "cancelled", f"job {task}: told to end by scancel or the time limit; saved"
+        by = _ENDED_BY.get(job.state if job else "", "scancel, the time limit or its node going down")
+        status.state, status.detail = "cancelled", f"job {task}: told to end by {by}; saved"
     elif end is not None:
         more = "" if end.outcome in ("failed", "requeued") else f", {end.outcome}"
         status.state, status.detail = "failed", f"job {task}: exit code {end.code}{more}; {shown_path(log)}"

@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from retlab import artifacts
 from retlab.emissions import track_emissions
-from retlab.errors import EXIT_OK, StorageFailed, UserError
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, StorageFailed, UserError
 from retlab.storage import make_folder, storage_errors
 from retlab.sweep.failures import keep_failure, memory_kills, of_death, of_error, of_time
 from retlab.sweep.grid import Trial
@@ -18,6 +19,7 @@ from retlab.sweep.results import read_failure, read_result
 from retlab.sweep.trial import Energy, drop_leftovers, earlier_energy, finish, run_trial
 
 _LOOK_SECONDS = 0.2
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def run_alone(
@@ -48,7 +50,7 @@ def run_alone(
     make_folder(trial.folder.parent)
     heard, begun = os.pipe()
     alive, kept = os.pipe()
-    kills = memory_kills()
+    kills, before = memory_kills(), read_failure(trial.folder)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -62,17 +64,13 @@ def run_alone(
     os.close(begun)
     os.close(alive)
     code, is_late = _supervise(child, heard, timeout, stop_requested)
-    if is_late:
-        kind, message = of_time(timeout or 0)
-    elif code < 0 and not stop_requested():
-        kind, message = of_death(code, None, kills)
-    else:
-        if code != EXIT_OK:
-            raise SystemExit(code if code > 0 else 128 - code)
-        return
+    has_said_why = code in (EXIT_USER_ERROR, EXIT_INTERRUPTED) or (code > 0 and read_failure(trial.folder) != before)
+    if not is_late and (has_said_why or (code < 0 and stop_requested())):
+        raise SystemExit(code if code > 0 else 128 - code)
     if read_result(trial.folder) is not None:
-        # Killed or crashed after its work.
+        # Also where it was killed or crashed after its work.
         return
+    kind, message = of_time(timeout or 0) if is_late else of_death(code, None, kills)
     keep_failure(trial, kind, message)
     raise UserError(message)
 
@@ -108,23 +106,32 @@ def _run_locked(
     say: Callable[[str], None],
     on_start: Callable[[], object],
 ) -> None:
-    waited = threading.Event()
+    usual: dict[int, Any] = {}
 
     def waiting() -> None:
-        waited.set()
         say(f"waiting: another process runs {trial.id}")
+        # Waiting for a lock goes on after a signal, unless the signal raises.
+        usual.update({number: signal.signal(number, _leave) for number in _SIGNALS})
+        if stop_requested():
+            _leave()
 
     with artifacts.lock(trial.folder, True, waiting):
+        for number, handler in usual.items():
+            signal.signal(number, handler)
         if read_result(trial.folder) is not None:
             drop_leftovers(trial.folder)
             say(f"up to date: {trial.id}")
             return
         failure = read_failure(trial.folder)
         # What failed while this process waited has been tried again.
-        if failure is not None and (waited.is_set() or not retry_failed):
+        if failure is not None and (usual or not retry_failed):
             raise UserError(failure.sentence)
         on_start()
         _run(trial, say, stop_requested)
+
+
+def _leave(*_: object) -> None:
+    raise Interrupted("another process still runs the trial")
 
 
 def _run(trial: Trial, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:

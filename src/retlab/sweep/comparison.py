@@ -1,6 +1,6 @@
 """The architectures of a sweep at each point: means over seeds, paired differences, and which of two is better."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -87,8 +87,7 @@ def compare(grid: Grid, outcomes: dict[str, Outcome], similarities: dict[Pair, S
     for name in architectures:
         known = [entry for (_, one), entry in entries.items() if one == name and entry.validation.mean is not None]
         if known:
-            # A mean over a few lucky seeds does not compete with one over all.
-            best[name] = min(known, key=lambda entry: (-entry.counts["finished"], entry.validation.mean or 0.0))
+            best[name] = min(known, key=rank)
     return Comparison(grid, outcomes, entries, pairs, best)
 
 
@@ -111,8 +110,28 @@ def _entry(point: Point, architecture: str, outcomes: dict[str, Outcome]) -> Ent
         seconds=_over(finished, lambda result: result.training_seconds),
         tokens_per_second=_over(finished, lambda result: result.tokens_per_second),
         energy=_over(finished, lambda result: result.energy_kwh),
-        energy_method="; ".join(dict.fromkeys(result.energy_method for result in finished)),
+        energy_method=joined_methods(result.energy_method for result in finished),
     )
+
+
+def rank(entry: Entry) -> tuple[int, float]:
+    """The lower, the better is an entry with a validation loss."""
+    # A mean over a few lucky seeds does not compete with one over all.
+    return -entry.counts["finished"], entry.validation.mean or 0.0
+
+
+def some_lack_seeds(comparison: Comparison) -> bool:
+    """Whether a point with a loss had fewer seeds finished than the best, and so did not compete."""
+    return any(
+        entry.validation.mean is not None
+        and entry.counts["finished"] < comparison.best[entry.architecture].counts["finished"]
+        for entry in comparison.entries.values()
+    )
+
+
+def joined_methods(methods: Iterable[str]) -> str:
+    """How energy was measured, each clause once."""
+    return "; ".join(dict.fromkeys(clause for method in methods for clause in method.split("; ")))
 
 
 def intermediate_size(outcome: Outcome) -> int | None:

@@ -20,6 +20,11 @@ def style_of(comparison: Comparison, architecture: str) -> dict[str, Any]:
     return {"color": Pen().colour(place), "marker": marker(place)}
 
 
+def star_size(comparison: Comparison, architecture: str) -> float:
+    """Smaller for each further architecture: at the same place all are seen."""
+    return 21.0 - 5.0 * comparison.architectures.index(architecture)
+
+
 def set_title(figure: Any, comparison: Comparison, what: str) -> None:
     """The experiment's name and what is shown, in as many lines as it takes."""
     lines = textwrap.wrap(f"{comparison.grid.config.name}: {what}", _TITLE_WIDTH)
@@ -32,9 +37,11 @@ def over_seeds(comparison: Comparison) -> str:
     return f"\nmean of {seeds} seeds, bars: standard deviation" if seeds > 1 else ""
 
 
-def mark_best(axes: Any, x: float | None, y: float | None, style: dict[str, Any], label: str | None = None) -> None:
+def mark_best(
+    axes: Any, x: float | None, y: float | None, style: dict[str, Any], label: str | None = None, size: float = 17.0
+) -> None:
     """A star at the point that is chosen."""
-    axes.plot([x], [y], linestyle="none", marker="*", markersize=17, markeredgecolor="black", markeredgewidth=0.8,
+    axes.plot([x], [y], linestyle="none", marker="*", markersize=size, markeredgecolor="black", markeredgewidth=0.8,
               color=style["color"], zorder=5, label=label)  # fmt: skip
 
 

@@ -91,6 +91,10 @@ class Calibration:
             self.keep()
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
+        if kind == "timeout":
+            # What a timeout says of checkpoints is true of trials alone.
+            limit = self.grid.config.grid_search.trial_timeout
+            message = f"it takes longer than grid_search.trial_timeout, {limit} s"
         self.failures.append(f"{trial.id} ({kind}): {message}")
 
     def interrupted(self, trial: Trial) -> None:

@@ -40,7 +40,6 @@ def read_outcomes(grid: Grid) -> dict[str, Outcome]:
 
 def _read(trial: Trial) -> Outcome:
     result = read_result(trial.folder)
-    # A folder that was copied or renamed by hand says whose result it holds.
-    if result is not None and result.trial == trial.id:
+    if result is not None:
         return Outcome(trial, result)
     return Outcome(trial, failure=read_failure(trial.folder))

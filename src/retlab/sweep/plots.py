@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from retlab.artifacts import write_atomic
-from retlab.sweep.comparison import Comparison, Entry
-from retlab.sweep.drawing import leave_out_outliers, mark_best, over_seeds, set_title, style_of
+from retlab.sweep.comparison import Comparison, Entry, rank, some_lack_seeds
+from retlab.sweep.drawing import leave_out_outliers, mark_best, over_seeds, set_title, star_size, style_of
 from retlab.sweep.learning_rates import over_learning_rate
 from retlab.sweep.outcomes import Outcome
 
@@ -100,14 +100,15 @@ def _over(comparison: Comparison, figure: Any, what: str, cost: Callable[[Entry]
         best = comparison.best.get(architecture)
         if best in own:
             said = f"{architecture}, best: point {best.point.number}, test {best.test.mean:.4f}"
-            mark_best(axes, cost(best), best.test.mean, style, said)
+            mark_best(axes, cost(best), best.test.mean, style, said, star_size(comparison, architecture))
     costs = [cost(entry) or 0 for entry in points]
     _readable_ticks(axes, costs)
     leave_out_outliers([axes], [[entry.test.mean or 0.0 for entry in points]])
     axes.set_xlabel(label)
     axes.set_ylabel("test loss, nats per token" + over_seeds(comparison))
     axes.grid(alpha=0.3)
-    _legend_below(figure, axes, comparison.architectures, "best is what has the lowest validation loss")
+    among = " of the points with the most seeds finished" if some_lack_seeds(comparison) else ""
+    _legend_below(figure, axes, comparison.architectures, f"best is what has the lowest validation loss{among}")
     return True
 
 
@@ -141,11 +142,10 @@ def _has_seeds(entries: Sequence[Entry]) -> bool:
 
 
 def _chosen(entries: Sequence[Entry]) -> list[Entry]:
-    """Of entries in the order of their cost, those with a lower validation loss than all before."""
+    """Of entries in the order of their cost, those that are better by validation than all before."""
     chosen: list[Entry] = []
     for entry in entries:
-        loss = entry.validation.mean
-        if loss is not None and (not chosen or loss < (chosen[-1].validation.mean or 0.0)):
+        if entry.validation.mean is not None and (not chosen or rank(entry) < rank(chosen[-1])):
             chosen.append(entry)
     return chosen
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from retlab.progress import counted
 from retlab.section import shown_path
-from retlab.sweep.comparison import UNDECIDED, Comparison, Entry, Versus
+from retlab.sweep.comparison import UNDECIDED, Comparison, Entry, Versus, joined_methods, some_lack_seeds
 from retlab.sweep.intervals import Spread
 from retlab.sweep.outcomes import STATUSES
 
@@ -65,13 +65,14 @@ def _best(comparison: Comparison) -> str:
 
     rule = "-" * min(WIDTH, sum(widths) + 2 * (len(widths) - 1))
     text = [*map(line, titles), rule, *map(line, lines), rule]
-    notes = ["Chosen by the lowest mean validation loss alone."]
+    among = " of the points with the most seeds finished" if some_lack_seeds(comparison) else ""
+    notes = [f"Chosen by the lowest mean validation loss{among} alone."]
     if len(best) > 1:
         notes.append("* is the lower test loss.")
     if any(entry.test.deviation is not None for entry in best.values()):
         notes.append("± is the standard deviation over seeds.")
-    methods = dict.fromkeys(entry.energy_method for entry in best.values() if entry.energy.mean is not None)
-    notes += [f"Energy of a trial: {method}." for method in methods]
+    methods = joined_methods(entry.energy_method for entry in best.values() if entry.energy.mean is not None)
+    notes += [f"Energy of a trial: {methods}."] if methods else []
     text += _wrapped(" ".join(notes), "", "")
     for entry in best.values():
         text += _wrapped(f"{entry.architecture}: {_values(entry.point.values)}{_partial(entry)}", "  ", "    ")

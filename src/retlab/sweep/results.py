@@ -88,8 +88,10 @@ class TrialFailure(Section):
 
 
 def read_result(folder: Path) -> TrialResult | None:
-    """The result in a trial's folder; None where there is none, or no whole one."""
-    return _read(folder / RESULT, TrialResult)
+    """The result in a trial's folder; None where there is none, no whole one, or that of another trial."""
+    result = _read(folder / RESULT, TrialResult)
+    # A folder that was copied or renamed by hand holds another's.
+    return result if result is not None and result.trial == folder.name else None
 
 
 def read_failure(folder: Path) -> TrialFailure | None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from retlab.cluster import queue, sbatch
 from retlab.cluster.client import call, require
 from retlab.cluster.notes import JobNote, keep_config, notes_folder, write_note
 from retlab.errors import UserError
+from retlab.progress import counted
 from retlab.section import PROJECT_ROOT, shown_path
 from retlab.storage import make_folder
 from retlab.sweep.grid import Grid, Trial
@@ -101,7 +103,11 @@ def submit_sweep(
     wanted = [trial for trial in missing if trial.id not in live]
     waiting = len(missing) - len(wanted)
     if waiting:
-        say(f"{waiting} of the missing trials are in the queue already; scancel takes jobs out of it")
+        are = "is" if waiting == 1 else "are"
+        say(
+            f"{waiting:,} of {counted(len(missing), 'missing trial')} {are} in the queue already; scancel takes jobs"
+            " out of it"
+        )
         for line in _what_waits(sorted({task.array.job for task in queued if task.array.job is not None})):
             say(line)
     if not wanted:
@@ -114,7 +120,7 @@ def submit_sweep(
         for number, trials in enumerate(lists):
             submission = _submit_array(grid, folder, number, trials, submission, retry_failed, given)
             array = submission.arrays[-1].job
-            say(f"submitted {len(trials)} trials: job array {array}, {_at_a_time(grid, trials)} at a time")
+            say(f"submitted {counted(len(trials), 'trial')}: job array {array}, {_at_a_time(grid, trials)} at a time")
         submission = _submit_table_after(grid, say, folder, submission, given)
     except BaseException:
         _withdraw(folder, submission)
@@ -152,7 +158,11 @@ def _withdraw(folder: Path, submission: Submission) -> None:
     with contextlib.suppress(UserError, OSError):
         submission = with_jobs_found(read_submission(folder) or submission)
         write_submission(folder, submission)
-    sbatch.cancel([*submission.jobs, *([submission.table] if submission.table is not None else [])])
+    jobs = [*submission.jobs, *([submission.table] if submission.table is not None else [])]
+    sbatch.cancel(jobs)
+    if not jobs:
+        # Of what Slurm refused there is nothing to be told.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _submit_array(
@@ -206,8 +216,12 @@ def submit_table(grid: Grid, say: Callable[[str], None], *, given: Sequence[str]
     """Submit a job that makes the tables of what is there; its number.
 
     Raises:
-        UserError: sbatch is not here, or Slurm refuses.
+        UserError: the folder holds another sweep, sbatch is not here, or Slurm refuses.
     """
+    from retlab.sweep.local import claim
+
+    make_folder(grid.folder)
+    claim(grid)
     job = _submit(grid, "table", f"table-{grid.config.name}", _table_log(grid), [], ["--table"], given)
     say(f"submitted the table: job {job}")
     return job

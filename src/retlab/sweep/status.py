@@ -63,6 +63,9 @@ def _summary(count: Counter[str], runs_here: bool) -> str:
 def _state(outcome: Outcome, task: Task | None) -> str:
     if outcome.result is not None:
         return "diverged" if outcome.status == "diverged" else "done"
+    # Whoever runs it, this sweep on this machine or another one, holds it.
+    if is_locked(outcome.trial.folder):
+        return "running"
     if task is not None and task.is_live:
         assert task.job is not None
         return "pending" if task.job.state in ("PENDING", "REQUEUED") else "running"

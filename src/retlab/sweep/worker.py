@@ -131,7 +131,8 @@ def _attempt(trial: Trial, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
         print(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} process {os.getpid()}", flush=True)
         try:
             return work()
-        except Interrupted:
+        except Interrupted as error:
+            print(f"interrupted: {error}", flush=True)
             return {"event": "interrupted"}
         except StorageFailed as error:
             print(f"error: {error}", flush=True)
