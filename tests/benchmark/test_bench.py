@@ -18,6 +18,7 @@ from retlab.models.static_steps import Step
 from retlab.training.hardware import choose_hardware
 
 
+@pytest.mark.component
 def test_every_contestant_gives_the_rows_of_its_cases(tmp_path: Path) -> None:
     plan = tiny_plan("transformer")
     peers, missing = choose_peers(plan, "cpu", None)

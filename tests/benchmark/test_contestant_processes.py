@@ -32,11 +32,13 @@ def _hangs(_send: Send) -> None:
     time.sleep(600)
 
 
+@pytest.mark.component
 def test_what_a_process_sent_before_it_failed_is_kept() -> None:
     assert list(answers(_sends_and_raises)) == ["first", Failed("ValueError: two")]
     assert list(answers(_sends_and_dies)) == ["first", Failed("its process was ended by SIGKILL (out of memory?)")]
 
 
+@pytest.mark.component
 def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.1)
     assert [type(answer) for answer in answers(_hangs)] == [Failed]
@@ -48,6 +50,7 @@ def test_reasons_are_short_sentences() -> None:
     assert len(reason_of(ValueError("x" * 500))) == processes.LONGEST_REASON
 
 
+@pytest.mark.component
 @pytest.mark.parametrize(("ready", "attempts"), [(True, 3), (False, 1)])
 def test_the_other_cases_go_on_in_a_new_process(ready: bool, attempts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three cases the second fails; a contestant that never gets ready fails in all of them at once."""

@@ -108,6 +108,7 @@ def test_pictures_and_markdown_lie_beside_it(files: dict[str, Path]) -> None:
     assert "| retnet | 1,234,567 | **4.0000** |" in markdown
 
 
+@pytest.mark.component
 def test_it_is_written_again_and_leaves_other_files_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     first = write(tmp_path / "page", run)
@@ -120,6 +121,7 @@ def test_it_is_written_again_and_leaves_other_files_alone(tmp_path: Path) -> Non
     assert (tmp_path / "page" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.component
 @pytest.mark.parametrize("written", range(1, 7))
 def test_a_kill_between_two_files_leaves_a_folder_that_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int

@@ -139,6 +139,7 @@ def run(*words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.component
 def test_command(tmp_path: Path) -> None:
     first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", 0.5)
     good = run(first, second)
@@ -163,6 +164,7 @@ def test_json_has_no_numbers_that_json_does_not_know(tmp_path: Path) -> None:
     assert told["tables"]["learning curve of a"][-1]["training loss (nats/token)"] is None
 
 
+@pytest.mark.component
 def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "results.json")
     process = Script(SCRIPT, str(tmp_path))
@@ -173,6 +175,7 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path) -> None:
     assert process.communicate()[0] == "interrupted: SIGINT received; run the same command again\n"
 
 
+@pytest.mark.component
 def test_wrong_words_are_a_sentence(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     (tmp_path / "full").mkdir()
@@ -197,6 +200,7 @@ def test_wrong_words_are_a_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.component
 def test_it_starts_without_torch() -> None:
     heavy = "{'torch', 'transformers', 'pyarrow', 'codecarbon', 'matplotlib'}"
     code = f"import sys, retlab.comparison.terminal; print({heavy} & set(sys.modules))"

@@ -77,6 +77,7 @@ def test_any_text_comes_back(tokenizer_folder: Path, text: str) -> None:
 _LOADED: list = []
 
 
+@pytest.mark.component
 def test_the_folder_alone_is_enough_in_a_fresh_process(tokenizer_folder: Path, tmp_path: Path) -> None:
     texts = [*TEXTS[:3], *HARD]
     script = """
@@ -110,6 +111,7 @@ def test_nothing_is_baked_in(tokenizer_folder: Path) -> None:
     assert tokenizer("")["input_ids"] == []
 
 
+@pytest.mark.component
 def test_the_same_at_any_thread_count(splits: Path, tmp_path: Path) -> None:
     script = """
 import sys

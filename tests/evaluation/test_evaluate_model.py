@@ -138,6 +138,7 @@ def test_folders_that_are_no_model_are_a_sentence(lab: Lab, tmp_path: Path) -> N
         lab.evaluate(f"evaluate.model={other}")
 
 
+@pytest.mark.component
 def test_latency_is_a_measurement_of_the_stage(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate.measure=[latency]", "evaluate.latency.contexts=[8,100000000000]", "evaluate.latency.trials=2"]
     with pytest.raises(UserError, match=r"evaluate.latency.contexts"):
