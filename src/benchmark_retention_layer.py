@@ -10,7 +10,7 @@ parallel form at 8,192 tokens is 7 GB and takes a minute.
 
 import importlib.util
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.command import Parser, run_command
 from retlab.errors import UserError
 

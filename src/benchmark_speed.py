@@ -19,7 +19,7 @@ import shlex
 import sys
 from pathlib import Path
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.command import Parser, run_command
 from retlab.config import ExperimentConfig, load_config
 from retlab.errors import UserError

@@ -6,7 +6,7 @@ python src/check_config.py CONFIG [key=value ...] [--quiet]
 import argparse
 from collections.abc import Callable
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig, dump_config
 from retlab.config_model import known_model, resolve_model

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.command import Parser, run_command
 from retlab.comparison.report import Comparison, compare
 from retlab.comparison.runs import read_runs

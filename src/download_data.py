@@ -8,7 +8,7 @@ An interrupted download goes on where it was. Hub tokens come from the Hub's own
 from pathlib import Path
 from typing import Any
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.data.sources import local_state

@@ -18,7 +18,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.artifacts import write_atomic
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig

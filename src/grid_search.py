@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.artifacts import lock
 from retlab.command import SIGNALS, StageCommand, run_stage
 from retlab.config import ExperimentConfig

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.cluster.queue import way_out
 from retlab.cluster.status import Status, stages, table, wrapped
 from retlab.command import StageCommand, run_stage

@@ -6,7 +6,7 @@ python src/split_data.py configs/quickstart.yaml data.splits.test=0.05
 from pathlib import Path
 from typing import Any
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig
 from retlab.progress import counted

@@ -9,7 +9,7 @@ What the jobs ask for comes from the section cluster of CONFIG; words after -- g
 import argparse
 import shlex
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.cluster.checks import check_stages, live_jobs
 from retlab.cluster.client import require
 from retlab.cluster.sbatch import given_value

@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.artifacts import read_manifest
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.artifacts import fingerprint
 from retlab.cluster.notes import note_forced, was_forced
 from retlab.command import StageCommand, run_stage

@@ -6,7 +6,7 @@ python src/train_tokenizer.py configs/quickstart.yaml tokenizer.vocab_size=4096
 from pathlib import Path
 from typing import Any
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.artifacts import fingerprint, read_manifest, sha256_file
 from retlab.command import StageCommand, run_stage
 from retlab.config import ExperimentConfig

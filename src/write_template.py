@@ -3,7 +3,7 @@
 python src/write_template.py
 """
 
-import retlab.ctrl_c  # noqa: F401
+import retlab.script_start  # noqa: F401
 from retlab.artifacts import write_atomic
 from retlab.config_template import render_schema, render_template
 from retlab.section import PROJECT_ROOT

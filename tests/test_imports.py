@@ -35,7 +35,7 @@ LAYERS = [
     | {"upstream", "machine_checks"},
     {"cluster", "subject"},
     {"sweep", "benchmark", "comparison"},
-    {"command", "ctrl_c", "stage"},
+    {"command", "script_start", "stage"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")

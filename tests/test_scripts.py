@@ -211,3 +211,22 @@ def test_ctrl_c_while_a_script_loads_its_libraries_is_no_traceback(script: Path,
     command = [sys.executable, str(script), "any.yaml"]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment() | {"PYTHONPATH": path})
     assert (answer.returncode, answer.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("script", sorted(PROJECT_ROOT.glob("src/*.py")), ids=lambda script: script.name)
+def test_a_python_without_the_libraries_is_a_sentence(script: Path) -> None:
+    # -S leaves out the folder that packages are installed into.
+    command = [sys.executable, "-S", str(script), "configs/quickstart.yaml"]
+    answer = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert answer.returncode == 2
+    assert "source .venv/bin/activate" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_data_that_an_experiment_of_another_name_has_is_hinted_at() -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "src" / "split_data.py")]
+    command += [str(PROJECT_ROOT / "configs" / "quickstart.yaml"), "name=never-made", "data.folder=null"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert "or take another experiment's data: data.folder=data/<its name>" in answer.stderr
+    assert not (PROJECT_ROOT / "data" / "never-made").exists()

@@ -207,6 +207,9 @@ def run_command(work: Callable[[], None], advice: str) -> NoReturn:
     except Interrupted as error:
         print(f"interrupted: {error}; {advice}", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    # All is said and written; what a signal could still interrupt is the end of libraries.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     # Python would look through all objects of all libraries for garbage, a second and a half of a training's end.
     gc.freeze()
     sys.exit(code)

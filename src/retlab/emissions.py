@@ -20,7 +20,7 @@ from pydantic import Field
 
 from retlab.artifacts import read_json
 from retlab.emissions_rows import claim_row_file, process_mark, write_row
-from retlab.errors import Interrupted
+from retlab.errors import Interrupted, UserError
 from retlab.section import Section, shown_path
 
 _REGION_FILES = {"USA": "2023/usa_emissions.json", "CAN": "2023/canada_energy_mix.json"}
@@ -116,7 +116,10 @@ def _regions(country: str) -> list[str]:
 def _codecarbon_data(name: str) -> dict[str, Any]:
     """A data file of CodeCarbon, read without importing it."""
     package = importlib.util.find_spec("codecarbon")
-    assert package is not None
+    if package is None:
+        raise UserError(
+            "emissions.enabled is true, but codecarbon is not installed; run pip install codecarbon, or set it to false"
+        )
     assert package.submodule_search_locations
     file = Path(package.submodule_search_locations[0], "data", "private_infra", name)
     return dict(json.loads(file.read_text(encoding="utf-8")))

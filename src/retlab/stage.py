@@ -202,8 +202,13 @@ class Stage:
             artifacts.recover_folder(folder)
             manifest = artifacts.read_manifest(folder)
             if manifest is None:
+                # A new name for an experiment means new data, too, which is rarely what was meant.
+                data = self.config.data.folder
+                own = data is not None and data.name == self.config.name and folder.is_relative_to(data)
+                other = ", or take another experiment's data: data.folder=data/<its name>" if own else ""
                 raise UserError(
-                    f"{shown_path(folder)} is missing or unfinished, and {self.name} needs it; {_hint(folder, None)}"
+                    f"{shown_path(folder)} is missing or unfinished, and {self.name} needs it;"
+                    f" {_hint(folder, None)}{other}"
                 )
             damage = artifacts.damage(folder, manifest, self.command.verify)
             if damage:

@@ -175,8 +175,11 @@ def test_nul_bytes_and_any_text_come_through(tmp_path: Path) -> None:
 def test_split_that_comes_out_empty_is_named(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", [["one", "", "one"]])
     sentence = "no document falls into train and test: of 2 documents, 0 in train, 2 in validation, 0 in test"
-    with pytest.raises(UserError, match=f"{sentence}.*data.splits.*data.split_seed than 0"):
+    with pytest.raises(UserError, match=rf"{sentence}; take more documents \(a file of plain text is one document"):
         split(raw, tmp_path / "splits")
+    more = write_raw(tmp_path / "more", [["one", "one", "one", "one"]])
+    with pytest.raises(UserError, match="of 4 documents, .*data.splits.*data.split_seed than 0"):
+        split(more, tmp_path / "more-splits")
 
 
 def test_damaged_part_is_named(tmp_path: Path, documents: list[str]) -> None:

@@ -34,7 +34,7 @@ def test_a_prompt_longer_than_the_window_is_read_by_a_state_and_cut_for_attentio
     else:
         assert (sample.cut_tokens, sample.prompt_tokens) == (27, 23)
         assert "window of 24 tokens: the first 27 of its 50 tokens were left out" in lines
-        assert "text of 28 tokens is longer than the window of 24" in lines
+        assert "text of 28 tokens is longer than the model's window of 24" in lines
         kept = continue_prompt(trained, section, prompt[-23:])
         assert (kept.cut_tokens, kept.continuation) == (0, sample.continuation)
 

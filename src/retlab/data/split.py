@@ -165,9 +165,11 @@ def _check(section: DataSection, counts: Counts) -> None:
     missing = [split for split, documents in zip(SPLITS, counts.documents, strict=True) if documents == 0]
     if missing:
         found = ", ".join(f"{count:,} in {split}" for split, count in zip(SPLITS, counts.documents, strict=True))
+        few = total < len(SPLITS)
+        other = "" if few else f", a larger share in data.splits, or another data.split_seed than {section.split_seed}"
         raise UserError(
             f"no document falls into {' and '.join(missing)}: of {counted(total, 'document')}, {found}; take more"
-            f" documents, a larger share in data.splits, or another data.split_seed than {section.split_seed}"
+            f" documents{other} (a file of plain text is one document, a line of JSON or a row of a table another)"
         )
 
 

@@ -214,7 +214,7 @@ def notices(trained: TrainedModel, sample: Sample) -> Iterator[str]:
     if sample.ended == "window":
         yield f"the text ends where the model's window of {window:,} tokens does"
     elif window and not trained.carries_state and length > window:
-        yield f"text of {length:,} tokens is longer than the window of {window:,} that the model was trained with"
+        yield f"text of {length:,} tokens is longer than the model's window of {window:,}"
     if not sample.prompt:
         yield "the prompt is empty: this is how a document begins"
 
