@@ -120,3 +120,47 @@ def test_without_free_memory_the_training_goes_on_launched(splits, tmp_path, rep
     assert "training goes on without CUDA graphs" in caplog.text
     assert last(request)["step"] == 14
     assert float(rows(request.run_folder)[-1]["loss"]) > 0
+
+
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+
+
+@TWO_GPUS
+@pytest.mark.parametrize("compiling", ["on", "off"])
+@pytest.mark.parametrize("sizes", [{}, {"micro_batch_size": 1}, {"batch_size": 6, "micro_batch_size": 2}], ids=str)
+def test_recorded_steps_of_two_gpus_are_launched_ones_bit_for_bit(splits, tmp_path, replayed, sizes, compiling) -> None:
+    """Of a step's micro-batches the first, one between and the last are kinds of their own, also where it is smaller."""
+    train = {"devices": 2, "max_steps": 30, "compile": compiling} | sizes
+    launched, recorded = (
+        on_gpu(splits, str(tmp_path / name), {"dropout": 0.1}, cuda_graphs=name, **train) for name in ("off", "auto")
+    )
+    run(launched)
+    run(recorded)
+    assert replayed[0] == 0
+    assert replayed[1] >= (1 if not sizes else 2)
+    assert_same_training(launched, recorded)
+
+
+@TWO_GPUS
+def test_two_gpus_resume_to_the_same_bits(splits, tmp_path, replayed) -> None:
+    reference, request = (
+        on_gpu(splits, str(tmp_path / name), devices=2, max_steps=40) for name in ("reference", "stopped")
+    )
+    run(reference)
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted, match="saved after step"):
+        run(request, stop=lambda: next(asked) >= 20)
+    run(request)
+    assert replayed[0] >= 1
+    assert_same_training(reference, request)
+
+
+@TWO_GPUS
+def test_a_process_without_free_memory_launches_what_the_other_replays(splits, tmp_path, replayed, monkeypatch) -> None:
+    launched, mixed = (on_gpu(splits, str(tmp_path / name), devices=2, max_steps=30) for name in ("off", "mixed"))
+    run(launched.model_copy(update={"train": launched.train.model_copy(update={"cuda_graphs": "off"})}))
+    # In this process alone; the second one is a child with its own modules.
+    monkeypatch.setattr(passes.torch.cuda, "mem_get_info", lambda _device: (0, 1))
+    run(mixed)
+    assert replayed == [0, 0]
+    assert_same_training(launched, mixed)

@@ -11,19 +11,15 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
 from retlab.errors import UserError
+from retlab.training.data_parallel import DataParallel
 from retlab.training.hardware import Hardware
 from retlab.training.loop import StepBatches, TrainingLoop
 from retlab.training.module import TrainingModule
 from retlab.training.processes import is_helper
 from retlab.training.request import TrainingRequest
-
-BUCKET_MIB = 128
-"""Gradients that DDP sums up at once. On two H200 a step of 242 million parameters takes 61.2 ms so, 65.1 in torch's
-buckets of 25 MiB, and 60.1 in one process.
-"""
 
 
 def fit(
@@ -100,14 +96,7 @@ def _strategy(request: TrainingRequest) -> Strategy | str:
         return "auto"
     if request.train.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
-    return _Unmoved(broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MIB)
-
-
-class _Unmoved(DDPStrategy):
-    """DDP that leaves batches where they are: the step moves what it needs, and counts tokens without the GPU."""
-
-    def determine_ddp_device_ids(self) -> None:
-        """None: of inputs that DDP knows no device for, it moves none."""
+    return DataParallel()
 
 
 def _keep_signals(trainer: pl.Trainer) -> None:

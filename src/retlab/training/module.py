@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
 from retlab.training.compiling import compile_parts
+from retlab.training.data_parallel import exchange_of
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
 from retlab.training.optimizer import build_optimizer, own_shards, set_learning_rate
 from retlab.training.passes import RecordedPasses
@@ -90,9 +91,11 @@ class TrainingModule(pl.LightningModule):
             shard(self.scored, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
-        """Have passes recorded where the kernels of one GPU are all that they launch."""
-        records = self.train_section.cuda_graphs == "auto" and self.device.type == "cuda" and self.agreement.size == 1
-        self._passes = RecordedPasses(self._pass, list(self.scored.parameters()), self.device) if records else None
+        """Have passes recorded on GPUs, but under FSDP, whose passes wait for other processes in many places."""
+        exchange = exchange_of(self.trainer.strategy)
+        records = self.train_section.cuda_graphs == "auto" and self.device.type == "cuda"
+        if records and (self.agreement.size == 1 or exchange is not None):
+            self._passes = RecordedPasses(self._pass, list(self.scored.parameters()), self.device, exchange)
 
     def on_train_end(self) -> None:
         """Give the memory of the recordings back."""
@@ -129,9 +132,9 @@ class TrainingModule(pl.LightningModule):
     def _gradients_of(self, micro: Batch, scale: float, is_last: bool) -> Tensor:
         """The loss () in float64 of a micro-batch, whose gradients are added to the parameters'."""
         inputs = self._inputs(micro)
-        if self._passes is not None:
-            return self._passes.run(inputs, scale)
         with self._gradients_shared(is_last):
+            if self._passes is not None:
+                return self._passes.run(inputs, scale, is_last)
             return self._pass(self._moved(inputs), torch.full((), scale, device=self.device)).double()
 
     def _pass(self, inputs: Mapping[str, Tensor], scale: Tensor) -> Tensor:
