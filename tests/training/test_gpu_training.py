@@ -129,7 +129,7 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two N
 @pytest.mark.parametrize("compiling", ["on", "off"])
 @pytest.mark.parametrize("sizes", [{}, {"micro_batch_size": 1}, {"batch_size": 6, "micro_batch_size": 2}], ids=str)
 def test_recorded_steps_of_two_gpus_are_launched_ones_bit_for_bit(splits, tmp_path, replayed, sizes, compiling) -> None:
-    """Of a step's micro-batches the first, one between and the last are kinds of their own, also where it is smaller."""
+    """The first micro-batch of a step and further ones are kinds of their own, and so is a smaller last one."""
     train = {"devices": 2, "max_steps": 30, "compile": compiling} | sizes
     launched, recorded = (
         on_gpu(splits, str(tmp_path / name), {"dropout": 0.1}, cuda_graphs=name, **train) for name in ("off", "auto")

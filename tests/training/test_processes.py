@@ -6,7 +6,6 @@ import signal
 import sys
 import textwrap
 import time
-from functools import partial
 
 import psutil
 import pytest
@@ -18,11 +17,7 @@ from tests.training.several_processes import TIED, assert_two_train_as_one
 from tests.training.test_trainer import DROPOUT, assert_same_training, last, run
 
 from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted
-from retlab.models.causal_lm import RetNetModelHF
 from retlab.training.checkpoints import CheckpointStore
-from retlab.training.compiling import compile_parts
-from retlab.training.objectives import NextToken
-from retlab.training.scored import Scored
 
 pytestmark = pytest.mark.component
 
@@ -141,27 +136,3 @@ def test_two_processes_stopped_and_killed_resume_to_the_same_bits(splits, tmp_pa
     assert not alive
     run(request)
     assert_same_training(reference, request)
-
-
-def test_ddp_leaves_compiled_blocks_whole(tmp_path, monkeypatch):
-    """Blocks larger than a bucket of gradients: Dynamo, left to itself, cuts their graphs."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    model = RetNetModelHF(vocab_size=64, hidden_size=256, num_hidden_layers=2, num_attention_heads=2)
-    scored = Scored(model, NextToken())
-    compile_parts(scored)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(scored, bucket_cap_mb=1)
-        ids = torch.arange(64)[None]
-        wrapped({"input_ids": ids, "targets": ids, "loss_mask": ids >= 0}).loss.backward()
-    finally:
-        torch.distributed.destroy_process_group()
-        torch._dynamo.reset()
-    # Retention, gated linear unit, loss.
-    assert len(graphs) == 3

@@ -12,9 +12,6 @@ def compile_parts(scored: Scored) -> None:
     """
     # Kinds of blocks, training and validation, whole and last batches: each is a graph of the same function.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    # Under DDP Dynamo would cut graphs where a bucket of gradients is full. Blocks are small enough to share theirs
-    # while the backward pass of the others goes on.
-    torch._dynamo.config.optimize_ddp = False
     for part in (*scored.model.body.blocks, *scored.objective.children()):
         # What FSDP hangs on a module stays out of the graph.
         part.forward = torch.compile(part.forward, dynamic=False)

@@ -1,112 +1,111 @@
-"""DDP whose passes can be CUDA graphs: what is recorded makes gradients, and launched calls exchange them."""
+"""Data parallelism: every process makes the gradients of its windows, and all of them sum them up."""
 
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
-from torch.futures import Future
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-BUCKET_MIB = 128
-"""Gradients that DDP averages at once. On two H200 a step of 242 million parameters takes 61.2 ms so, 65.1 in torch's
-buckets of 25 MiB, and 60.1 in one process, all of them launched kernel by kernel.
+BUCKET_BYTES = 2**27
+"""Gradients that are summed up at once, at least."""
+
+CTAS_OF_ONE_MACHINE = 32
+"""Thread blocks of NCCL's kernels where all GPUs are linked. On two H200 a step of 242 million parameters took 54.5 ms
+alone, 57.0 with so many, 57.4 with NCCL's own choice, and 59 to 64 with 8 to 2, which leave more of the GPU to the
+backward pass and take longer.
 """
-
-TIMED_BY_DDP = 10
-"""Steps that DDP times with events at their beginning; events of a recording would break it off."""
-
-
-class Ready(NamedTuple):
-    """A bucket of gradients that a recorded pass makes, and the moment of each replay at which it is complete."""
-
-    gradients: Tensor
-    "float32 [parameters of the bucket]."
-    moment: torch.cuda.Event
-
-
-class GradientExchange:
-    """Averages the gradients of all processes, bucket by bucket, while the backward pass goes on.
-
-    In a pass that is being recorded nothing is sent: its buckets and their moments are noted, and every replay's are
-    averaged by launched calls that wait for these moments. So a process may replay what another launches, and a graph
-    holds no work that has to meet another process's.
-    """
-
-    def __init__(self) -> None:
-        self._noted: list[Ready] = []
-        self._stream: torch.cuda.Stream | None = None
-
-    def note(self, gradients: Tensor) -> None:
-        """This bucket is complete at the present moment of the recording."""
-        moment = torch.cuda.Event(external=True)
-        moment.record()
-        self._noted.append(Ready(gradients, moment))
-
-    def take(self) -> list[Ready]:
-        """The buckets that were noted since the last call, in the order in which they are complete."""
-        noted, self._noted = self._noted, []
-        return noted
-
-    def average(self, buckets: list[Ready]) -> None:
-        """Average the buckets of a pass that was just replayed; what is asked of the GPU next waits for it."""
-        if not buckets:
-            return
-        current = torch.cuda.current_stream()
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(current.device)
-        with torch.cuda.stream(self._stream):
-            for gradients, moment in buckets:
-                moment.wait()
-                dist.all_reduce(gradients, op=dist.ReduceOp.AVG)
-        current.wait_stream(self._stream)
-
-
-def average_bucket(exchange: GradientExchange, bucket: dist.GradBucket) -> Future[Tensor]:
-    """DDP's communication hook for GPUs."""
-    gradients = bucket.buffer()
-    if torch.cuda.is_current_stream_capturing():
-        exchange.note(gradients)
-        averaged: Future[Tensor] = Future()
-        averaged.set_result(gradients)
-        return averaged
-    work = dist.all_reduce(gradients, op=dist.ReduceOp.AVG, async_op=True)
-    assert work is not None
-    return work.get_future().then(lambda future: cast(Tensor, future.value()[0]))
 
 
 class DataParallel(DDPStrategy):
-    """Lightning's DDP with our exchange between GPUs; it leaves batches where they are.
+    """Lightning's processes, as for DDP; `GradientSums` does what torch's wrapper would do around the module.
 
-    The step moves what it needs, and counts tokens without the GPU.
+    The wrapper cannot be part of a CUDA graph that other processes know nothing of, and copies every gradient.
     """
 
-    def __init__(self) -> None:
-        self.exchange = GradientExchange()
-        super().__init__(
-            ddp_comm_state=self.exchange,
-            ddp_comm_hook=average_bucket,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=BUCKET_MIB,
-        )
-
-    def determine_ddp_device_ids(self) -> None:
-        """None: of inputs that DDP knows no device for, it moves none."""
-
-    def _setup_model(self, model: torch.nn.Module) -> DistributedDataParallel:
-        if self.root_device.type != "cuda":
-            return super()._setup_model(model)
-        # Gradients are put into buckets on the stream where DDP was made, and no recording may use the default one.
-        with torch.cuda.stream(torch.cuda.Stream(self.root_device)):
-            wrapped = super()._setup_model(model)
-        # After its first steps DDP would time one in a hundred; see TIMED_BY_DDP.
-        wrapped._set_ddp_runtime_logging_sample_rate(2**31 - 1)
-        return wrapped
+    def configure_ddp(self) -> None:
+        """Start with the weights of the first process, without a wrapper."""
+        assert isinstance(self.model, pl.LightningModule)
+        for values in self.model.state_dict().values():
+            dist.broadcast(values, 0)
 
 
-def exchange_of(strategy: pl.strategies.Strategy) -> GradientExchange | None:
-    """What averages gradients under DDP."""
-    return strategy.exchange if isinstance(strategy, DataParallel) else None
+class GradientSums:
+    """Sums gradients over all processes, bucket by bucket, while the rest of a backward pass goes on.
+
+    A pass only marks the moment at which each bucket is complete; calls that wait for these moments are launched when
+    the host has launched the pass or its recording. So one process may replay what another launches, and a CUDA graph
+    holds no work that has to meet another process's.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device, nodes: int) -> None:
+        self._buckets = buckets_of(parameters)
+        self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._is_cuda = device.type == "cuda"
+        self._moments = [torch.cuda.Event(external=True) for _ in self._buckets] if self._is_cuda else []
+        self._stream = torch.cuda.Stream(device) if self._is_cuda else None
+        self._group: Any = dist.new_group(pg_options=_nccl_options() if self._is_cuda and nodes == 1 else None)
+        self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
+
+    def end(self) -> None:
+        """Look at no further passes."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _arrived(self, parameter: nn.Parameter) -> None:
+        index = self._bucket_of[parameter]
+        self._missing[index] -= 1
+        if self._missing[index] == 0:
+            self._mark(index)
+
+    def _mark(self, index: int) -> None:
+        if self._is_cuda:
+            self._moments[index].record()
+
+    def end_of_pass(self) -> None:
+        """Every gradient that this pass makes is made."""
+        for index, missing in enumerate(self._missing):
+            if missing:
+                self._mark(index)
+            self._missing[index] = len(self._buckets[index])
+
+    def sum(self) -> None:
+        """Sum the gradients that the last pass has left in all processes; what is asked for next waits for it."""
+        if self._stream is None:
+            for bucket in self._buckets:
+                self._sum(bucket)
+            return
+        with torch.cuda.stream(self._stream):
+            for bucket, moment in zip(self._buckets, self._moments, strict=True):
+                moment.wait()
+                self._sum(bucket)
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def _sum(self, bucket: Sequence[nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
+        work = self._group.allreduce_coalesced(gradients, dist.AllreduceCoalescedOptions()) if gradients else None
+        # Some backends are done, or in line on the GPU, when they return.
+        if work is not None:
+            work.wait()
+
+
+def _nccl_options() -> Any:
+    options = dist.ProcessGroupNCCL.Options()
+    options.config.min_ctas = options.config.max_ctas = CTAS_OF_ONE_MACHINE
+    return options
+
+
+def buckets_of(parameters: Iterable[nn.Parameter], least: int = BUCKET_BYTES) -> list[list[nn.Parameter]]:
+    """The trainable parameters, last ones first as a backward pass goes, in lists of `least` bytes but for the last."""
+    buckets: list[list[nn.Parameter]] = []
+    filled = least
+    for parameter in reversed([parameter for parameter in parameters if parameter.requires_grad]):
+        if filled >= least:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(parameter)
+        filled += parameter.numel() * parameter.element_size()
+    return buckets

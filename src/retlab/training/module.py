@@ -1,8 +1,7 @@
 """The Lightning module: one training batch is one optimizer step, with all its micro-batches."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
 from retlab.training.compiling import compile_parts
-from retlab.training.data_parallel import exchange_of
+from retlab.training.data_parallel import DataParallel, GradientSums
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
 from retlab.training.optimizer import build_optimizer, own_shards, set_learning_rate
 from retlab.training.passes import RecordedPasses
@@ -75,6 +73,7 @@ class TrainingModule(pl.LightningModule):
         self.state = TrainingState()
         self.compiled = compiled
         self._passes: RecordedPasses | None = None
+        self._sums: GradientSums | None = None
         self._unread: list[_Unread] = []
 
     @property
@@ -92,14 +91,19 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Have passes recorded on GPUs, but under FSDP, whose passes wait for other processes in many places."""
-        exchange = exchange_of(self.trainer.strategy)
+        parameters = list(self.scored.parameters())
+        if isinstance(self.trainer.strategy, DataParallel):
+            self._sums = GradientSums(parameters, self.device, self.trainer.num_nodes)
         records = self.train_section.cuda_graphs == "auto" and self.device.type == "cuda"
-        if records and (self.agreement.size == 1 or exchange is not None):
-            self._passes = RecordedPasses(self._pass, list(self.scored.parameters()), self.device, exchange)
+        if records and not isinstance(self.scored, FSDPModule):
+            self._passes = RecordedPasses(self._pass, parameters, self.device)
 
     def on_train_end(self) -> None:
         """Give the memory of the recordings back."""
         self._passes = None
+        if self._sums is not None:
+            self._sums.end()
+            self._sums = None
 
     @property
     def recorded(self) -> int:
@@ -117,12 +121,14 @@ class TrainingModule(pl.LightningModule):
         state, agreement = self.state, self.agreement
         counts = [int(count_tokens(micro)) for micro in batch]
         tokens = round(agreement.sum([float(sum(counts))])[0])
-        # Every wrapper averages gradients over the processes, but the loss is a sum over them.
-        scale = agreement.size / max(tokens, 1)
+        # FSDP averages gradients over the processes, but the loss is a sum over them.
+        scale = (agreement.size if isinstance(self.scored, FSDPModule) else 1) / max(tokens, 1)
         losses = []
         for index, micro in enumerate(batch):
             seed_device(self.device, random_seed(self.seed, state.step, index, agreement.rank))
             losses.append(self._gradients_of(micro, scale, is_last=index == len(batch) - 1))
+        if self._sums is not None:
+            self._sums.sum()
         norm = self._optimizer_step()
         ids = [[window for window in micro["sample_ids"].tolist() if window >= 0] for micro in batch]
         self._unread.append(_Unread(state.step + 1, tokens, torch.stack(losses), norm, ids))
@@ -132,14 +138,17 @@ class TrainingModule(pl.LightningModule):
     def _gradients_of(self, micro: Batch, scale: float, is_last: bool) -> Tensor:
         """The loss () in float64 of a micro-batch, whose gradients are added to the parameters'."""
         inputs = self._inputs(micro)
-        with self._gradients_shared(is_last):
-            if self._passes is not None:
-                return self._passes.run(inputs, scale, is_last)
-            return self._pass(self._moved(inputs), torch.full((), scale, device=self.device)).double()
+        if isinstance(self.scored, FSDPModule):
+            self.scored.set_requires_gradient_sync(is_last)
+        if self._passes is not None:
+            return self._passes.run(inputs, scale)
+        return self._pass(self._moved(inputs), torch.full((), scale, device=self.device)).double()
 
     def _pass(self, inputs: Mapping[str, Tensor], scale: Tensor) -> Tensor:
         loss = self._losses(inputs).loss
         self.manual_backward(loss * scale)
+        if self._sums is not None:
+            self._sums.end_of_pass()
         return loss.detach()
 
     def _losses(self, inputs: Mapping[str, Tensor]) -> SummedLoss:
@@ -157,21 +166,6 @@ class TrainingModule(pl.LightningModule):
 
     def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: values.to(self.device, non_blocking=True) for key, values in inputs.items()}
-
-    @contextlib.contextmanager
-    def _gradients_shared(self, shared: bool) -> Iterator[None]:
-        """Exchange gradients between the processes in the last micro-batch of a step only."""
-        if self.agreement.size == 1:
-            yield
-        elif self.train_section.strategy == "fsdp":
-            assert isinstance(self.scored, FSDPModule)
-            self.scored.set_requires_gradient_sync(shared)
-            yield
-        else:
-            strategy = self.trainer.strategy
-            assert isinstance(strategy, DDPStrategy)
-            with contextlib.nullcontext() if shared else strategy.block_backward_sync():
-                yield
 
     def _optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from retlab.models.recording import Recorder
-from retlab.training.data_parallel import TIMED_BY_DDP, GradientExchange, Ready
 
 WARM_PASSES = 2
 """Passes of a kind that are launched kernel by kernel before it is recorded."""
@@ -24,19 +23,11 @@ class RecordedPasses:
     """Runs `work` on micro-batches: launched at first, later replayed from recordings that do the very same.
 
     There is a recording for every shape of micro-batch, one for the first of a step, which makes the gradients, and one
-    for the others, which add to them. Gradients stay where the first recording has put them. Under DDP the last of a
-    step is a kind of its own, whose gradients `exchange` averages.
+    for the others, which add to them. Gradients stay where the first recording has put them.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        parameters: Sequence[nn.Parameter],
-        device: torch.device,
-        exchange: GradientExchange | None = None,
-    ) -> None:
-        self._work, self._parameters, self._device, self._exchange = work, parameters, device, exchange
-        self._warm_passes = WARM_PASSES if exchange is None else max(WARM_PASSES, TIMED_BY_DDP + 1)
+    def __init__(self, work: Work, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
+        self._work, self._parameters, self._device = work, parameters, device
         self._kinds: dict[object, _Kind] = {}
         self._recorder: Recorder | None = Recorder(device)
 
@@ -45,25 +36,20 @@ class RecordedPasses:
         """How many kinds of passes are replayed."""
         return sum(kind.graph is not None for kind in self._kinds.values())
 
-    def run(self, batch: Mapping[str, Tensor], scale: float, is_last: bool = True) -> Tensor:
-        """The loss () in float64 of a micro-batch in pinned memory; its gradients are added to the parameters'.
-
-        `is_last` says whether it is the last of a step, after which the processes share their gradients.
-        """
+    def run(self, batch: Mapping[str, Tensor], scale: float) -> Tensor:
+        """The loss () in float64 of a micro-batch in pinned memory; its gradients are added to the parameters'."""
         before = self._gradients()
         shapes = tuple((name, values.shape, values.dtype) for name, values in batch.items())
-        key = shapes, all(gradient is None for gradient in before), is_last or self._exchange is None
+        key = shapes, all(gradient is None for gradient in before)
         if key not in self._kinds:
             self._kinds[key] = _Kind(batch, self._device)
         kind = self._kinds[key]
         kind.feed(batch, scale)
-        if kind.graph is None and kind.launched >= self._warm_passes and self._can_build_on(before):
+        if kind.graph is None and kind.launched >= WARM_PASSES and self._can_build_on(before):
             self._record(kind, before)
         if kind.graph is not None and _same(kind.before, before):
             self._put(kind.after)
             kind.graph.replay()
-            if self._exchange is not None:
-                self._exchange.average(kind.buckets)
         else:
             self._launch(kind)
         assert kind.loss is not None
@@ -94,8 +80,6 @@ class RecordedPasses:
             try:
                 kind.graph = self._recorder.record(lambda: self._pass(kind), pool)
                 kind.before, kind.after = before, self._gradients()
-                if self._exchange is not None:
-                    kind.buckets = self._exchange.take()
                 return
             # Whatever cannot be recorded: a kernel that waits for the host, memory that ran out.
             except RuntimeError as error:
@@ -127,7 +111,6 @@ class _Kind:
     Attributes:
         loss: () of the last pass.
         before, after: the parameters' gradients before and after the recorded pass.
-        buckets: what the processes share of the gradients after it.
     """
 
     def __init__(self, batch: Mapping[str, Tensor], device: torch.device) -> None:
@@ -138,7 +121,6 @@ class _Kind:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.before: list[Tensor | None] = []
         self.after: list[Tensor | None] = []
-        self.buckets: list[Ready] = []
 
     def feed(self, batch: Mapping[str, Tensor], scale: float) -> None:
         """Have the next pass read this micro-batch; copied once the device has done what came before."""
