@@ -1,15 +1,16 @@
 """Training steps as CUDA graphs: the bits of launched ones, also when a training is stopped and resumed."""
 
+import gc
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.training.conftest import make_request
+from tests.training.conftest import make_request, write_splits
 from tests.training.test_trainer import assert_same_training, last, rows, run
 
-from retlab.errors import Interrupted
+from retlab.errors import Interrupted, OutOfMemory
 from retlab.training import passes
 from retlab.training.module import TrainingModule
 from retlab.training.request import TrainingRequest
@@ -164,3 +165,35 @@ def test_a_process_without_free_memory_launches_what_the_other_replays(splits, t
     run(mixed)
     assert replayed == [0, 0]
     assert_same_training(launched, mixed)
+
+
+def test_out_of_memory_is_a_sentence_and_a_smaller_micro_batch_goes_on(tmp_path) -> None:
+    """The allocator is held to half a GiB, of which 64 windows of this model need more than all, and 4 a fraction."""
+    write_splits(tmp_path, documents=4000)
+
+    def request(windows: int) -> TrainingRequest:
+        made = on_gpu(
+            tmp_path, "run", {"hidden_size": 128, "num_hidden_layers": 12}, max_steps=10, batch_size=64,
+            micro_batch_size=windows, compile="off",
+        )  # fmt: skip
+        return made.model_copy(update={"data": made.data.model_copy(update={"sequence_length": 256})})
+
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted, match="saved after step"):
+        run(request(4), stop=lambda: next(asked) >= 8)
+    step = last(request(4))["step"]
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2**29 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(
+            OutOfMemory, match="of 64 windows of 256 tokens .* lower train.micro_batch_size to 32 or less"
+        ):
+            run(request(64))
+        assert last(request(4))["step"] == step
+        said: list[str] = []
+        run(request(4), say=said.append)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert said[0] == f"continuing after step {step}"
+    assert last(request(4))["step"] == 10
