@@ -38,26 +38,46 @@ def test_buckets_go_from_the_last_parameter_to_the_first_and_leave_frozen_ones_o
     assert buckets_of([]) == []
 
 
+def backward(sums: GradientSums, loss: torch.Tensor) -> None:
+    with sums.marking():
+        loss.sum().backward()
+
+
 def test_each_bucket_is_marked_when_its_gradients_are_complete(marks, model) -> None:
     sums = sums_of(model)
     seen: list[list[bool]] = []
     model[1].register_full_backward_pre_hook(lambda *_: seen.append([p.grad is not None for p in model.parameters()]))
     for _ in range(2):
-        model(torch.ones(2, 3)).sum().backward()
-        sums.end_of_pass()
+        backward(sums, model(torch.ones(2, 3)))
     assert marks == [0, 1, 2, 0, 1, 2]
     assert seen[0] == [False] * 4 + [True] * 2
 
 
 def test_a_bucket_of_parameters_that_a_pass_does_not_use_is_marked_at_its_end(marks, model) -> None:
     sums = sums_of(model)
-    model[2](model[0](torch.ones(2, 3))).sum().backward()
-    assert marks == [0, 2]
-    sums.end_of_pass()
+    backward(sums, model[2](model[0](torch.ones(2, 3))))
     assert marks == [0, 2, 1]
-    # The next pass counts from the beginning.
-    model(torch.ones(2, 3)).sum().backward()
+    backward(sums, model(torch.ones(2, 3)))
     assert marks == [0, 2, 1, 0, 1, 2]
+
+
+def test_a_pass_that_broke_off_leaves_nothing_behind_for_the_next(marks, model) -> None:
+    """As one that cannot be recorded: what it had counted would have buckets marked before they are complete."""
+    sums = sums_of(model)
+
+    def fail(_gradient: torch.Tensor) -> None:
+        raise RuntimeError("not while recording")
+
+    hook = model[1].weight.register_hook(fail)
+    with pytest.raises(RuntimeError, match="not while recording"):
+        backward(sums, model(torch.ones(2, 3)))
+    assert marks == [0]
+    hook.remove()
+    complete: list[bool] = []
+    sums._mark = lambda index: complete.append(all(p.grad is not None for p in sums._buckets[index]))
+    model.zero_grad(set_to_none=True)
+    backward(sums, model(torch.ones(2, 3)))
+    assert complete == [True] * 3
 
 
 def test_after_its_end_nothing_is_marked(marks, model) -> None:

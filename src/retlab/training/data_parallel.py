@@ -1,6 +1,7 @@
 """Data parallelism: every process makes the gradients of its windows, and all of them sum them up."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -43,7 +44,7 @@ class GradientSums:
     def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device, nodes: int) -> None:
         self._buckets = buckets_of(parameters)
         self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
-        self._missing = [len(bucket) for bucket in self._buckets]
+        self._missing: list[int] = []
         self._is_cuda = device.type == "cuda"
         self._moments = [torch.cuda.Event(external=True) for _ in self._buckets] if self._is_cuda else []
         self._stream = torch.cuda.Stream(device) if self._is_cuda else None
@@ -65,12 +66,15 @@ class GradientSums:
         if self._is_cuda:
             self._moments[index].record()
 
-    def end_of_pass(self) -> None:
-        """Every gradient that this pass makes is made."""
+    @contextlib.contextmanager
+    def marking(self) -> Iterator[None]:
+        """Mark when each bucket is complete in the backward pass that is run in it."""
+        self._missing = [len(bucket) for bucket in self._buckets]
+        yield
+        # Of parameters that this pass has not used.
         for index, missing in enumerate(self._missing):
             if missing:
                 self._mark(index)
-            self._missing[index] = len(self._buckets[index])
 
     def sum(self) -> None:
         """Sum the gradients that the last pass has left in all processes; what is asked for next waits for it."""

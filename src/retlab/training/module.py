@@ -1,5 +1,6 @@
 """The Lightning module: one training batch is one optimizer step, with all its micro-batches."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -146,9 +147,8 @@ class TrainingModule(pl.LightningModule):
 
     def _pass(self, inputs: Mapping[str, Tensor], scale: Tensor) -> Tensor:
         loss = self._losses(inputs).loss
-        self.manual_backward(loss * scale)
-        if self._sums is not None:
-            self._sums.end_of_pass()
+        with contextlib.nullcontext() if self._sums is None else self._sums.marking():
+            self.manual_backward(loss * scale)
         return loss.detach()
 
     def _losses(self, inputs: Mapping[str, Tensor]) -> SummedLoss:
