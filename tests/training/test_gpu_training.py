@@ -63,7 +63,7 @@ def on_gpu(
 @pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("architecture", ["retnet", "transformer", "longnet"])
 def test_recorded_steps_are_launched_ones_bit_for_bit(
-    splits, tmp_path, replayed, architecture, apart, compiling
+    splits, tmp_path, replayed, caplog, architecture, apart, compiling
 ) -> None:
     model = {"architecture": architecture, **(LONGNET if architecture == "longnet" else {})}
     launched, recorded = (
@@ -72,7 +72,7 @@ def test_recorded_steps_are_launched_ones_bit_for_bit(
     )
     run(launched)
     run(recorded)
-    assert replayed == [0, 2]
+    assert replayed == [0, 2], caplog.text
     assert_same_training(launched, recorded)
 
 

@@ -1,6 +1,8 @@
 """Work on a GPU recorded as a CUDA graph, which the host starts with one call."""
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,9 +34,24 @@ class Recorder:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
         try:
             # Other threads, which load data meanwhile, may do what they want.
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            with (
+                _without_collecting_garbage(),
+                torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 work()
         finally:
             # A recording that fails does not always leave its stream.
             torch.cuda.set_stream(current)
         return graph
+
+
+@contextlib.contextmanager
+def _without_collecting_garbage() -> Iterator[None]:
+    """What is collected may be another model's kernels or graphs, and giving those up ends a recording."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
