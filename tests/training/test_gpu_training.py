@@ -113,6 +113,27 @@ def test_frozen_parameters_and_uneven_micro_batches(splits, tmp_path, replayed) 
     assert_same_training(launched, recorded)
 
 
+def test_a_pass_that_waits_for_the_gpu_is_launched_on_with_the_same_random_numbers(
+    splits, tmp_path, replayed, monkeypatch, caplog
+) -> None:
+    model = {"dropout": 0.1}
+    launched, refused = (on_gpu(splits, str(tmp_path / name), model, cuda_graphs=name) for name in ("off", "auto"))
+    run(launched)
+    backward = TrainingModule.manual_backward
+
+    def wait(self, loss) -> None:
+        backward(self, loss)
+        if self.state.step >= 4:
+            loss.item()
+
+    monkeypatch.setattr(TrainingModule, "manual_backward", wait)
+    monkeypatch.setattr(passes, "WARM_PASSES", 5)
+    run(refused)
+    assert replayed == [0, 0]
+    assert "training goes on without CUDA graphs" in caplog.text
+    assert_same_training(launched, refused)
+
+
 def test_without_free_memory_the_training_goes_on_launched(splits, tmp_path, replayed, monkeypatch, caplog) -> None:
     monkeypatch.setattr(passes.torch.cuda, "mem_get_info", lambda _device: (0, 1))
     request = on_gpu(splits, str(tmp_path / "full"))

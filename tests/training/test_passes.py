@@ -128,6 +128,19 @@ def test_what_cannot_be_recorded_is_launched_on_and_said_once(parts, caplog) -> 
     ]
 
 
+def test_after_a_recording_that_failed_earlier_ones_are_not_replayed_either(parts, caplog) -> None:
+    """A recording that breaks off takes the random numbers of the others with it."""
+    model, recorder, recorded = parts
+    expected = steps(model, plain(model), 4) + steps(model, plain(model), 4, rows=(3, 4, 2))
+    found = steps(model, recorded.run, 4)
+    assert recorded.recorded == 3
+    recorder.refuses = True
+    found += steps(model, recorded.run, 4, rows=(3, 4, 2))
+    assert_equal(found, expected)
+    assert recorded.recorded == 0
+    assert len(caplog.records) == 1
+
+
 def test_without_memory_to_spare_nothing_is_recorded(parts, monkeypatch, caplog) -> None:
     model, recorder, recorded = parts
     monkeypatch.setattr(RecordedPasses, "_lacks_memory", lambda _self: "they need 8.0 GiB of free memory")

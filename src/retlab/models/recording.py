@@ -29,9 +29,12 @@ class Recorder:
         """The work as a graph, which is not run; what it makes lies in the graph's memory, or in that of `pool`.
 
         Raises:
-            RuntimeError: the work does what cannot be recorded, such as waiting for the device.
+            RuntimeError: the work does what cannot be recorded, such as waiting for the device. Earlier recordings
+                that draw random numbers draw others from then on.
         """
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
+        generator = torch.cuda.default_generators[self._stream.device.index]
+        random = generator.get_state()
         try:
             # Other threads, which load data meanwhile, may do what they want.
             with (
@@ -39,6 +42,11 @@ class Recorder:
                 torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 work()
+        except RuntimeError:
+            # One that breaks off leaves its random numbers as if it went on, and none could be drawn any more.
+            generator.graphsafe_set_state(torch.Generator(self._stream.device).graphsafe_get_state())
+            generator.set_state(random)
+            raise
         finally:
             # A recording that fails does not always leave its stream.
             torch.cuda.set_stream(current)

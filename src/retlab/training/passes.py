@@ -86,6 +86,8 @@ class RecordedPasses:
                 reason = str(error).partition("\n")[0]
         self._put(before)
         self._recorder = None
+        for other in self._kinds.values():
+            other.graph = None
         logging.getLogger(__name__).warning("note: training goes on without CUDA graphs, perhaps slower: %s", reason)
 
     def _lacks_memory(self) -> str:
