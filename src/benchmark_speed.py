@@ -64,8 +64,7 @@ def main() -> None:
         return
     from retlab.benchmark.run import run_benchmark
 
-    words = ["bash", "scripts/benchmark_speed.sh", *sys.argv[1:]]
-    run_benchmark(config, train, options.peers, options.measure, output_folder(options), shlex.join(words))
+    run_benchmark(config, train, options.peers, options.measure, output_folder(options), command_line())
 
 
 def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None, train: TrainSection) -> None:
@@ -81,7 +80,12 @@ def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None
         plan = default_plan(hardware.device, train)
     else:
         plan = plan_of(config.model_copy(update={"train": train}), hardware.device)
-    run_several(plan, hardware.device, options.devices, output_folder(options), str(hardware))
+    run_several(plan, hardware, output_folder(options), command_line())
+
+
+def command_line() -> str:
+    """How this was started, as a user would."""
+    return shlex.join(["bash", "scripts/benchmark_speed.sh", *sys.argv[1:]])
 
 
 def output_folder(options: argparse.Namespace) -> Path:

@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,10 @@ def test_one_process_and_two_by_both_strategies(tmp_path: Path) -> None:
     ratios = [f"{rate / rates[0]:.3f} x the tokens/s of one" for rate in rates[1:]]
     assert [row["remark"] for row in rows] == ["", *ratios]
     report = (tmp_path / "devices.md").read_text()
-    assert "2 processes, each on CPU" in report
+    assert report.startswith("# Training in one process and in several\n\n- CPU, ")
+    assert f"bash scripts/benchmark_speed.sh {config} " in report
+    assert f"torch {version('torch')}" in report
+    assert several.EXPLANATION in report
     assert all(name in report and name in answer.stdout for name in names)
 
 

@@ -77,10 +77,17 @@ def test_a_stop_at_any_moment_resumes_to_the_same_bits(splits, calls):
         run(reference)
     request = make_request(splits, f"stopped-{calls}", DROPOUT, max_steps=14)
     asked = itertools.count(1)
-    with pytest.raises(Interrupted, match="saved after step"):
+    with pytest.raises(Interrupted, match="before the first" if calls == 1 else "saved after step"):
         run(request, stop=lambda: next(asked) >= calls)
     run(request)
     assert_same_training(reference, request)
+
+
+def test_a_stop_before_the_first_step_says_that_nothing_was_to_be_saved(splits):
+    request = make_request(splits, "stopped-at-once")
+    with pytest.raises(Interrupted, match="before the first of 12 steps, with nothing to save yet"):
+        run(request, stop=lambda: True)
+    assert not CheckpointStore(request.run_folder / "checkpoints").steps()
 
 
 def test_a_resumed_training_that_is_stopped_again_and_again_is_the_same(splits):
@@ -204,7 +211,7 @@ def test_a_training_of_other_settings_is_set_aside_and_one_of_another_model_refu
 
 def test_an_attempt_that_left_no_checkpoint_is_written_over(splits):
     request = make_request(splits, "early-end")
-    with pytest.raises(Interrupted, match="after step 0"):
+    with pytest.raises(Interrupted, match="before the first of 12 steps"):
         run(request, stop=lambda: True)
     assert (request.run_folder / "metrics.csv").exists()
     run(request)

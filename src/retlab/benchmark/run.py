@@ -1,15 +1,12 @@
 """One run of the benchmark: chooses what to measure, shows each result, and keeps the report up to date."""
 
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
-from retlab import provenance
 from retlab.artifacts import write_atomic
+from retlab.benchmark.conditions import busy, conditions
 from retlab.benchmark.entries import Kind, choose_kinds, choose_peers, make_entries
 from retlab.benchmark.peers import PEERS
 from retlab.benchmark.plan import Plan, default_plan, plan_of
@@ -22,9 +19,6 @@ from retlab.section import shown_path
 from retlab.training.hardware import Hardware, choose_hardware
 from retlab.training.kernels import training_kernels
 from retlab.training.settings import TrainSection
-
-BUSY_SHARE = 0.5
-"""Load per processor from which the machine is called busy."""
 
 
 @dataclass
@@ -84,11 +78,12 @@ def run_benchmark(
     plan = _plan(config, train, hardware)
     names, missing = choose_peers(plan, hardware.device, peers)
     folder.mkdir(parents=True, exist_ok=True)
-    busy = _busy()
-    results = Results(folder, _header(hardware, names, command) + busy, missing)
+    versions = [PEERS[name].version() for name in names]
+    warnings = busy()
+    results = Results(folder, conditions(str(hardware), versions, command) + warnings, missing)
     for line in missing:
         say(f"not measured: {line}")
-    for line in busy:
+    for line in warnings:
         say(line)
     _measure(plan, names, kinds, hardware, results)
     results.draw()
@@ -129,23 +124,3 @@ def _rates(machine: Machine, hardware: Hardware) -> str:
         f"measured first: {machine.product_flops / 1e12:,.3g} TFLOP/s in a matrix product ({precision}),"
         f" {machine.copied_bytes / 1e9:,.0f} GB/s read and written by a copy"
     )
-
-
-def _header(hardware: Hardware, peers: list[str], command: str) -> list[str]:
-    versions = provenance.versions()
-    libraries = [f"{name} {versions[name]}" for name in ("python", "torch", "transformers") if name in versions]
-    libraries += [PEERS[name].version() for name in peers]
-    return [
-        f"{hardware}",
-        ", ".join(dict.fromkeys(libraries)),
-        f"RetLab {provenance.commit() or 'of unknown commit'}, {platform.platform()}",
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {command}",
-    ]
-
-
-def _busy() -> list[str]:
-    """A line where other work takes the processors, and so the time that is measured."""
-    load, processors = os.getloadavg()[0], os.cpu_count() or 1
-    if load < BUSY_SHARE * processors:
-        return []
-    return [f"THE MACHINE WAS BUSY before this began (load {load:.1f} on {processors} processors): measure again alone"]

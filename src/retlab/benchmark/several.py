@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retlab.artifacts import write_atomic
+from retlab.benchmark.conditions import busy, conditions
 from retlab.benchmark.plan import Device, Plan, Shape, Subject
 from retlab.benchmark.processes import Failed, Send, answers
 from retlab.benchmark.report import say, table, to_csv
@@ -21,10 +22,17 @@ from retlab.benchmark.row import RETLAB, Row
 from retlab.data.settings import DataSection
 from retlab.data.shards import shard_schema
 from retlab.section import shown_path
+from retlab.training.hardware import Hardware
 from retlab.training.request import TrainingRequest
 
 LAPS = 4
 """Lines of metrics that are timed, after one that is not; each begins and ends with nothing left on the GPU."""
+
+EXPLANATION = (
+    "Steps of train_model through its loader, at the same batch per process: batch is that of all of them, and tokens/s"
+    " are those of all, the median of some lines of metrics.csv. Peak memory is one process's; processes on a CPU share"
+    " its threads out."
+)
 
 _STEPS_OF_A_LAP: dict[Device, int] = {"cuda": 10, "cpu": 3}
 _MODEL_SEED = 0
@@ -63,16 +71,22 @@ def several_rows(plan: Plan, device: Device, devices: int) -> Iterator[Row]:
             yield row
 
 
-def run_several(plan: Plan, device: Device, devices: int, folder: Path, header: str) -> None:
+def run_several(plan: Plan, hardware: Hardware, folder: Path, command: str) -> None:
     """Measure, show each result and the table, and leave it as devices.csv and devices.md in a folder."""
     rows: list[Row] = []
+    alone = str(dataclasses.replace(hardware, processes=1))
+    warnings = busy()
+    header = "\n".join(f"- {line}" for line in conditions(alone, [], command) + warnings)
+    for line in warnings:
+        say(line)
     folder.mkdir(parents=True, exist_ok=True)
-    for row in several_rows(plan, device, devices):
+    for row in several_rows(plan, hardware.device, hardware.processes):
         rows.append(row)
         rate = f"{row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
         say(f"{row.measurement}, {row.batch} x {row.tokens:,}: {', '.join(filter(None, (rate, row.remark)))}")
         write_atomic(folder / "devices.csv", to_csv(rows))
-        write_atomic(folder / "devices.md", f"# Training in one process and in several\n\n{header}\n\n{table(rows)}\n")
+        report = f"# Training in one process and in several\n\n{header}\n\n{table(rows)}\n\n{EXPLANATION}\n"
+        write_atomic(folder / "devices.md", report)
     print(table(rows))
     say(f"the table: {shown_path(folder / 'devices.md')}, numbers: devices.csv beside it")
 

@@ -134,7 +134,7 @@ class TrainSection(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     "torch.compile; auto compiles on a GPU."
     cuda_graphs: Literal["auto", "off"] = "auto"
-    "auto: on one GPU with memory to spare, forward and backward passes are recorded and replayed as CUDA graphs."
+    "auto: passes are recorded and replayed as CUDA graphs, on GPUs with memory to spare and not under fsdp."
     gradient_checkpointing: bool = False
     "Recompute activations in the backward pass: less memory, more time."
     validate_every_steps: int = Field(default=500, ge=1)

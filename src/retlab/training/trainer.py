@@ -184,6 +184,8 @@ def _train(
             lambda: stack.enter_context(_progress(total_steps, done)), stop_requested, checkpoint,
         )  # fmt: skip
         fit(request, hardware, module, loop, StepBatches(batches, done, total_steps))
+    if loop.interrupted and module.state.step == 0:
+        raise Interrupted(f"before the first of {total_steps:,} steps, with nothing to save yet")
     if loop.interrupted:
         raise Interrupted(f"saved after step {module.state.step:,} of {total_steps:,}")
     return TrainingResult(module.state, parameters, loop.facts.flops_per_token, loop.validation_seconds)
