@@ -16,7 +16,7 @@ from retlab.errors import EXIT_OK, EXIT_USER_ERROR
 from retlab.section import PROJECT_ROOT
 from retlab.training.checkpoints import CheckpointStore
 from tests.training.experiment import make_config, make_inputs, start
-from tests.training.several_processes import TIED, assert_two_train_as_one
+from tests.training.several_processes import TIED, assert_several_train_as_one
 
 pytestmark = [
     pytest.mark.component,
@@ -27,13 +27,13 @@ pytestmark = [
 @pytest.mark.parametrize("model", [{}, TIED], ids=["retnet", "tied-transformer"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_gpus_train_as_one(tmp_path: Path, strategy: str, model: dict) -> None:
-    said = assert_two_train_as_one(tmp_path, strategy, "packed", model, device="cuda", compile="off")
+    said = assert_several_train_as_one(tmp_path, strategy, "packed", model, device="cuda", compile="off")
     assert any("2 processes, each on NVIDIA" in line for line in said)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_gpus_train_as_one_when_compiled(tmp_path: Path, strategy: str) -> None:
-    assert_two_train_as_one(tmp_path, strategy, "packed", {}, device="cuda", compile="on")
+    assert_several_train_as_one(tmp_path, strategy, "packed", {}, device="cuda", compile="on")
 
 
 def losses(run: Path) -> list[float]:

@@ -4,8 +4,10 @@ import itertools
 import os
 import re
 import signal
+import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import psutil
@@ -14,10 +16,11 @@ import torch
 from tests.forked import Script
 from tests.training.conftest import make_request
 from tests.training.experiment import finish, make_config, make_inputs, start
-from tests.training.several_processes import TIED, assert_two_train_as_one
+from tests.training.several_processes import TIED, assert_several_train_as_one
 from tests.training.test_trainer import DROPOUT, assert_same_training, last, run
 
 from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted
+from retlab.training import processes
 from retlab.training.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.component
@@ -33,8 +36,14 @@ pytestmark = pytest.mark.component
     ids=["ddp-padded", "ddp-tied-transformer", "fsdp-tied-transformer"],
 )
 def test_two_processes_train_as_one(splits, strategy, packing, model):
-    said = assert_two_train_as_one(splits, strategy, packing, model)
+    said = assert_several_train_as_one(splits, strategy, packing, model)
     assert any("2 processes, each on CPU, 1 thread" in line for line in said)
+
+
+def test_three_processes_train_as_one(splits):
+    """Three share hardly any tensor evenly."""
+    said = assert_several_train_as_one(splits, "ddp", "packed", {}, devices=3, batch_size=6)
+    assert any("3 processes, each on CPU, 1 thread" in line for line in said)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -78,6 +87,33 @@ def test_a_process_that_dies_is_one_sentence_and_nothing_hangs(tmp_path, devices
     assert "Traceback" not in output
     assert not psutil.wait_procs(helpers, timeout=120)[1]
     assert store.last() is not None
+
+
+def test_a_process_whose_gpu_is_full_says_so_where_the_others_hang(tmp_path, splits, monkeypatch):
+    """NCCL's error looks like a lost connection; gloo has none, so what the helper does is made up, and it is real."""
+    program = """
+        import sys, torch.distributed as dist
+        from retlab.training import helper, trainer
+        def fail(*_):
+            raise dist.DistBackendError("NCCL error in: x.cpp:1, unhandled cuda error\\nLast error:\\nout of memory")
+        trainer.train_as_helper = fail
+        sys.exit(helper.main())
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program))
+    command = [sys.executable, str(tmp_path / "program.py")]
+    start_process = subprocess.Popen
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda _command, **how: start_process(command, **how))
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.1)
+    said, left = list[str](), threading.Event()
+
+    def leave(sentence: str) -> None:
+        said.append(sentence)
+        left.set()
+
+    with processes.all_processes(make_request(splits).model_dump_json(), processes.Place(devices=2), leave=leave):
+        assert left.wait(120)
+    reason = "NCCL error in: x.cpp:1, unhandled cuda error Last error: out of memory"
+    assert said[0].startswith(f"process 2 of the training lost its connection to the others ({reason}); checkpoints")
 
 
 def test_ctrl_c_in_a_terminal_saves_and_ends_all_processes(tmp_path):

@@ -27,10 +27,11 @@ def main() -> int:
     except Interrupted:
         return EXIT_INTERRUPTED
     except RuntimeError as error:
-        from retlab.training.processes import EXIT_LOST, lost_connection
+        from retlab.training.processes import EXIT_LOST, lost_connection, one_line
 
         if not lost_connection(error):
             raise
+        print(one_line(error), flush=True)
         return EXIT_LOST
     return 0
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.device_mesh import init_device_mesh
 
 from retlab.errors import UserError
 from retlab.training.data_parallel import DataParallel
@@ -54,6 +55,23 @@ def fit(
                 dist.destroy_process_group()
 
 
+class _FullySharded(ModelParallelStrategy):
+    """Lightning's processes, as for FSDP, on a mesh that has no second dimension.
+
+    Lightning adds one for tensor parallelism; torch 2.11 splits NCCL's communicator for it, which ended a process that
+    had trained on several GPUs before with a segmentation fault.
+    """
+
+    def setup_environment(self) -> None:
+        """Join the processes, and have the module find their mesh."""
+        super(ModelParallelStrategy, self).setup_environment()
+        self._setup_distributed()
+        device = self.root_device.type
+        self._device_mesh = init_device_mesh(device, (self.world_size,), mesh_dim_names=("data_parallel",))
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+
 class _Abort(pl.Callback):
     """Gives up the connections between GPUs as soon as this process fails.
 
@@ -91,11 +109,10 @@ class _Uncollected(pl.Callback):
 
 
 def _strategy(request: TrainingRequest) -> Strategy | str:
-    processes = request.train.processes
-    if processes == 1:
+    if request.train.processes == 1:
         return "auto"
     if request.train.strategy == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
+        return _FullySharded()
     return DataParallel()
 
 

@@ -23,9 +23,9 @@ from torch.distributed.fsdp import FSDPModule
 from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
 from retlab.training.compiling import compile_parts
-from retlab.training.data_parallel import DataParallel, GradientSums
+from retlab.training.data_parallel import DataParallel, SharedSteps
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
-from retlab.training.optimizer import build_optimizer, own_shards, set_learning_rate
+from retlab.training.optimizer import ShardwiseAdamW, build_optimizer, set_learning_rate
 from retlab.training.passes import RecordedPasses
 from retlab.training.processes import Agreement
 from retlab.training.schedules import learning_rate_factor
@@ -74,7 +74,7 @@ class TrainingModule(pl.LightningModule):
         self.state = TrainingState()
         self.compiled = compiled
         self._passes: RecordedPasses | None = None
-        self._sums: GradientSums | None = None
+        self._shared: SharedSteps | None = None
         self._unread: list[_Unread] = []
 
     @property
@@ -94,7 +94,8 @@ class TrainingModule(pl.LightningModule):
         """Have passes recorded on GPUs, but under FSDP, whose passes wait for other processes in many places."""
         parameters = list(self.scored.parameters())
         if isinstance(self.trainer.strategy, DataParallel):
-            self._sums = GradientSums(parameters, self.device, self.trainer.num_nodes)
+            self._shared = SharedSteps(parameters, self.device, self.trainer.num_nodes)
+            self._optimizer().own = self._shared.own
         records = self.train_section.cuda_graphs == "auto" and self.device.type == "cuda"
         if records and not isinstance(self.scored, FSDPModule):
             self._passes = RecordedPasses(self._pass, parameters, self.device)
@@ -102,9 +103,9 @@ class TrainingModule(pl.LightningModule):
     def on_train_end(self) -> None:
         """Give the memory of the recordings back."""
         self._passes = None
-        if self._sums is not None:
-            self._sums.end()
-            self._sums = None
+        if self._shared is not None:
+            self._shared.end()
+            self._shared = None
 
     @property
     def recorded(self) -> int:
@@ -128,8 +129,8 @@ class TrainingModule(pl.LightningModule):
         for index, micro in enumerate(batch):
             seed_device(self.device, random_seed(self.seed, state.step, index, agreement.rank))
             losses.append(self._gradients_of(micro, scale, is_last=index == len(batch) - 1))
-        if self._sums is not None:
-            self._sums.sum()
+        if self._shared is not None:
+            self._shared.sum()
         norm = self._optimizer_step()
         ids = [[window for window in micro["sample_ids"].tolist() if window >= 0] for micro in batch]
         self._unread.append(_Unread(state.step + 1, tokens, torch.stack(losses), norm, ids))
@@ -147,7 +148,7 @@ class TrainingModule(pl.LightningModule):
 
     def _pass(self, inputs: Mapping[str, Tensor], scale: Tensor) -> Tensor:
         loss = self._losses(inputs).loss
-        with contextlib.nullcontext() if self._sums is None else self._sums.marking():
+        with contextlib.nullcontext() if self._shared is None else self._shared.marking():
             self.manual_backward(loss * scale)
         return loss.detach()
 
@@ -167,28 +168,32 @@ class TrainingModule(pl.LightningModule):
     def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: values.to(self.device, non_blocking=True) for key, values in inputs.items()}
 
-    def _optimizer(self) -> LightningOptimizer:
+    def _lightning_optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
+    def _optimizer(self) -> ShardwiseAdamW:
+        optimizer = self._lightning_optimizer().optimizer
+        assert isinstance(optimizer, ShardwiseAdamW)
         return optimizer
 
     def _optimizer_step(self) -> Tensor:
         """Clip, step and clear; returns the norm of the gradient before clipping."""
         optimizer = self._optimizer()
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = own_shards(p.grad for p in parameters if p.grad is not None)
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if isinstance(self.scored, FSDPModule):
+        norm = nn.utils.get_total_norm(optimizer.gradients(), foreach=True)
+        if self._shared is not None or isinstance(self.scored, FSDPModule):
             squares = norm.double().square()
             dist.all_reduce(squares)
             norm = squares.sqrt().to(norm.dtype)
-        highest = self.train_section.gradient_clip_norm
-        if highest is not None:
-            torch._foreach_mul_(gradients, torch.clamp(highest / (norm + 1e-6), max=1.0))
+        if self.train_section.gradient_clip_norm is not None:
+            optimizer.clip(norm, self.train_section.gradient_clip_norm)
         factor = learning_rate_factor(self.train_section.schedule, self.state.step, self.total_steps)
-        set_learning_rate(optimizer.optimizer, factor)
+        set_learning_rate(optimizer, factor)
         self.state.learning_rate = max(group["lr"] for group in optimizer.param_groups)
-        optimizer.step()
+        self._lightning_optimizer().step()
+        if self._shared is not None:
+            self._shared.share(parameter for parameter in self.scored.parameters() if parameter.grad is not None)
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
@@ -248,7 +253,9 @@ class TrainingModule(pl.LightningModule):
     def weights(self) -> dict[str, Any]:
         """Weights and optimizer state by parameter name, whole and on the CPU; complete in the first process."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer = self._optimizer().optimizer
+        optimizer = self._optimizer()
+        if self._shared is not None:
+            self._shared.share(optimizer.moments())
         return {
             "model": get_model_state_dict(self.model, options=options),
             "optimizer": get_optimizer_state_dict(self.model, optimizer, options=options),
@@ -257,7 +264,7 @@ class TrainingModule(pl.LightningModule):
     def load_weights(self, checkpoint: dict[str, Any]) -> None:
         """Put back what `weights` returned."""
         options = StateDictOptions(full_state_dict=True)
-        optimizer = self._optimizer().optimizer
+        optimizer = self._optimizer()
         set_model_state_dict(self.model, checkpoint["model"], options=options)
         set_optimizer_state_dict(self.model, optimizer, checkpoint["optimizer"], options=options)
 

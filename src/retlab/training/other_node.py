@@ -31,7 +31,7 @@ def train_on_other_node(step: Step) -> NoReturn:
 
 def _train(line: str, place: list[object], stop: threading.Event, connection: Connection) -> tuple[int, str]:
     """Exit code of this node's share, and the sentence where it failed."""
-    from retlab.training.processes import EXIT_LOST, Place, all_processes, lost_connection
+    from retlab.training.processes import EXIT_LOST, Place, all_processes, lost_connection, one_line
     from retlab.training.trainer import train_as_helper
 
     def leave(sentence: str) -> NoReturn:
@@ -49,7 +49,7 @@ def _train(line: str, place: list[object], stop: threading.Event, connection: Co
         if not lost_connection(error):
             connection.send({"code": 1, "said": f"{type(error).__name__}: {error}"})
             raise
-        return EXIT_LOST, ""
+        return EXIT_LOST, one_line(error)
     return 0, ""
 
 

@@ -29,7 +29,7 @@ GO_ON = "checkpoints are kept: run the same command again to continue"
 """What to do after the loss of a process."""
 
 EXIT_LOST = 76
-"""Exit code of a helper that lost its connection to another process: that one knows why."""
+"""Exit code of a helper that lost its connection to another process: that one knows why, if it is not its own GPU."""
 
 _LOCAL = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """The network of processes that are all on one machine; between machines torch chooses, or who knows better."""
@@ -116,6 +116,11 @@ def lost_connection(error: BaseException) -> bool:
     return dist.is_available() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, where a sentence has room for it: NCCL's errors are paragraphs."""
+    return " ".join(str(error).split())
+
+
 class _Failure(NamedTuple):
     """How a process ended that did not train to the end."""
 
@@ -126,6 +131,8 @@ class _Failure(NamedTuple):
     def __str__(self) -> str:
         if self.code == EXIT_USER_ERROR:
             return self.said
+        if self.code == EXIT_LOST:
+            return f"{self.who} of the training lost its connection to the others ({self.said}); {GO_ON}"
         if self.code > 0:
             return f"{self.who} of the training failed; the lines above say why"
         how = "is gone"
@@ -182,7 +189,7 @@ def all_processes(
         if cause is None and place.node:
             # The first node hears of it from the one that knows.
             raise
-        lost = f"the processes of the training lost their connection ({error}); {GO_ON}"
+        lost = f"the processes of the training lost their connection ({one_line(error)}); {GO_ON}"
         raise UserError(str(cause or lost)) from error
     finally:
         finished.set()
