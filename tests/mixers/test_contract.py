@@ -53,6 +53,20 @@ def test_pieces_give_the_outputs_of_one_call(mixer, layout, pieces):
         assert torch.allclose(mine.double(), expected.double(), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in MIXERS.items() if kind.ignores_blanks])
+@pytest.mark.parametrize("piece", [1, 7, 150])
+def test_zeros_in_front_are_nothing_to_mixers_that_ignore_blanks(name, piece):
+    torch.manual_seed(0)
+    mixer = MIXERS[name](WIDTH).eval()
+    reserved = mixer.reserve(mixer.empty_state(2, torch.zeros(())), 0)
+    blanks, slot = torch.zeros(2, piece, WIDTH), torch.zeros((), dtype=torch.int64)
+    out = mixer.advance(blanks, turned(mixer, POSITIONS[:, :piece]), reserved, slot)
+    assert torch.equal(out, blanks)
+    assert all(torch.equal(memory, torch.zeros_like(memory)) for memory in mixer.changing(reserved))
+    last = mixer.advance_to_last(blanks, turned(mixer, POSITIONS[:, :piece]), reserved, slot)
+    assert torch.equal(last, blanks[:, -1:])
+
+
 @pytest.mark.parametrize("layout", ["none", "left", "right"])
 @pytest.mark.parametrize("piece", [1, 7])
 @pytest.mark.parametrize("prepared", [False, True])

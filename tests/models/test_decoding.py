@@ -297,7 +297,7 @@ def test_a_prompt_that_was_sent_off_ahead_is_claimed(retnet, small_pieces, monke
         else:
             assert torch.equal(written, expected)
         # All before transformers prepared anything, and nothing twice.
-        assert prepared.pop() == [size for size in small_pieces if size > 1] == [16, 16, 2, 2]
+        assert prepared.pop() == [size for size in small_pieces if size > 1] == [16, 16, 2, 2, 2]
         assert claimed.pop() is not None
         small_pieces.clear()
 
@@ -368,6 +368,36 @@ def test_a_prompt_is_fed_in_pieces(model, monkeypatch, pieces, tokens):
     assert torch.equal(out[0].past_key_values.lengths, out[1].past_key_values.lengths)
     with pytest.raises(ValueError, match="vocabulary"):
         model.generate(ids + 40, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 5, 16, 17, 29, 37, 100])
+def test_blanks_in_front_make_a_prompt_whole_pieces(small_pieces, monkeypatch, tokens):
+    """They change nothing, whatever the padding token's embedding is, and are no tokens of the cache."""
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    monkeypatch.setattr(prompts, "SHORT_PIECE_TOKENS", 6)
+    model = small_model("retnet", pad_token_id=0)
+    with torch.no_grad():
+        model.embed_tokens.weight[0] = 7
+    ids, settings = small_ids(2, tokens), {"max_new_tokens": 6, "do_sample": False}
+    expected = transformers_writes(model, ids, return_dict_in_generate=True, **settings)
+    small_pieces.clear()
+    written = model.generate(ids, return_dict_in_generate=True, **settings)
+    in_pieces = [size for size in small_pieces if size > 1]
+    assert tokens <= sum(in_pieces) < tokens + 2
+    assert torch.equal(written.sequences, expected.sequences)
+    ours, theirs = written.past_key_values, expected.past_key_values
+    assert ours.seen == theirs.seen == tokens + 5
+    assert torch.equal(ours.lengths, theirs.lengths)
+    for mine, other in zip(ours.states, theirs.states, strict=True):
+        for tensor, reference in zip(mine or (), other or (), strict=True):
+            torch.testing.assert_close(tensor, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mixer_that_sees_blanks_gets_the_rest_of_a_prompt_as_it_is(retnet, small_pieces, monkeypatch):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    monkeypatch.setattr(type(retnet.body.blocks[0].mixer), "ignores_blanks", False)
+    retnet.generate(small_ids(2, 37), max_new_tokens=6, do_sample=False)
+    assert [size for size in small_pieces if size > 1] == [16, 16, 2, 2]
 
 
 def test_weights_that_change_are_seen(model, ours):

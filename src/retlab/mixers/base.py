@@ -56,6 +56,9 @@ class Mixer(nn.Module):
     keeps_tokens: ClassVar[bool] = False
     """Whether the state holds something of every token that can still be read, and grows with them."""
 
+    ignores_blanks: ClassVar[bool] = False
+    """Whether zeros in front of the first token give zeros, and leave an empty state empty."""
+
     frequencies: Frequencies | None = None
     """Of the rotary positions, where the mixer has them."""
 

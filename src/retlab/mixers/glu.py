@@ -23,6 +23,8 @@ class ReservedUnit(NamedTuple):
 class GatedLinearUnit(Mixer):
     """fc2(activation(fc1 x) * gate x), without biases; `intermediate_size` None is twice the hidden size."""
 
+    ignores_blanks = True
+
     def __init__(
         self, hidden_size: int, *, intermediate_size: int | None = None, activation: str = "gelu", dropout: float = 0.0
     ) -> None:

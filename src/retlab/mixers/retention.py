@@ -42,6 +42,7 @@ class Retention(Mixer):
 
     forms = FORMS
     recurrent = True
+    ignores_blanks = True
 
     def __init__(
         self,

@@ -103,7 +103,7 @@ def decode(model: Any, request: Request) -> Any:
                 model.check_ids(request.input_ids)
                 feed(lane, request.input_ids, request.positions, pieces)
         if logits is None:
-            logits = finish(model, lane, request.input_ids, request.positions, sum(pieces))
+            logits = finish(model, lane, request.input_ids, request.positions, pieces)
         else:
             lane.load(cache.states, cache.seen)
         run = _Run(lane, request)
@@ -133,7 +133,7 @@ def _room_for(slots: int) -> int:
 
 
 def _pieces(model: Any, request: Request) -> list[int]:
-    """Tokens of the pieces that the beginning of the prompt is fed in; none where the forward pass takes it all."""
+    """Tokens of the pieces that the prompt is fed in; none where the forward pass takes it all."""
     inputs = request.model_kwargs
     if request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
         return []

@@ -1,4 +1,7 @@
-"""Long prompts of recurrent models: fed in pieces of few sizes, and on a GPU before transformers has prepared the call.
+"""Prompts of recurrent models: fed in pieces of few sizes, and on a GPU before transformers has prepared the call.
+
+A GPU replays a piece of a size that it knows in a tenth of the time in which a host launches a forward pass, however
+short. So a prompt there is made whole pieces by blanks in front of it: embeddings of zeros, which change nothing.
 
 `generate()` spends milliseconds of the host on a call before it asks for anything to be computed: time in which a GPU
 computes thousands of tokens. So the pieces of a prompt are sent off first, and `claim` finds out afterwards whether
@@ -11,14 +14,18 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .cache import StateCache
 from .engines import Engine, engine_of
 from .inspection import is_plain
-from .static_steps import Lane
+from .static_steps import BLANK, Lane
 
 PIECE_TOKENS = (32_768, 8192, 1024)
 """Tokens of all rows in the pieces that recurrent models are fed with a long prompt in, the largest first."""
+
+SHORT_PIECE_TOKENS = 256
+"""The same for the end of a prompt, where blanks fill it up."""
 
 SHORTEST_PIECE = 64
 """Tokens per row in the smallest piece."""
@@ -35,23 +42,39 @@ _HARMLESS_OPTIONS = {
 
 
 def pieces_of(model: Any, batch: int, tokens: int) -> list[int]:
-    """Tokens per row of the pieces of a prompt (batch, tokens); none where the forward pass takes it all."""
-    sizes = [1 << (max(1, size // max(1, batch)).bit_length() - 1) for size in PIECE_TOKENS]
-    sizes = [size for size in sizes if size >= SHORTEST_PIECE]
-    # The last token may be in a piece, but a lone one has the forward pass of one token.
-    if not sizes or tokens < sizes[-1] or any(block.mixer.keeps_tokens for block in model.body.blocks):
+    """Tokens per row of the pieces of a prompt (batch, tokens), where it is fed in pieces.
+
+    On GPUs they have room for all of it, and may have for some blanks; elsewhere the forward pass takes what is left.
+    """
+    mixers = [block.mixer for block in model.body.blocks]
+    sizes = [size for size in (_per_row(of_all, batch) for of_all in PIECE_TOKENS) if size >= SHORTEST_PIECE]
+    # A lone token has the forward pass of one token.
+    if not sizes or tokens == 1 or any(mixer.keeps_tokens for mixer in mixers):
         return []
     pieces: list[int] = []
     for size in sizes:
         pieces += [size] * ((tokens - sum(pieces)) // size)
+    left = tokens - sum(pieces)
+    if left and model.lm_head.weight.device.type in AHEAD_ON and all(mixer.ignores_blanks for mixer in mixers):
+        ends = (_per_row(SHORT_PIECE_TOKENS, batch), sizes[-1])
+        pieces.append(min(size for size in ends if size >= max(left, SHORTEST_PIECE)))
     return pieces
+
+
+def _per_row(tokens: int, batch: int) -> int:
+    """A power of two, so that few sizes exist."""
+    return 1 << (max(1, tokens // max(1, batch)).bit_length() - 1)
 
 
 def feed(lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, pieces: list[int]) -> None:
     """Bring an empty lane past the pieces of a prompt (batch, tokens), whose ids have been checked."""
     if positions is None:
         positions = _positions_of(ids)
+    blanks = max(0, sum(pieces) - ids.shape[1])
     lane.clear()
+    if blanks:
+        ids, positions = F.pad(ids, (blanks, 0), value=BLANK), F.pad(positions, (blanks, 0))
+        lane.slot.fill_(-blanks)
     start = 0
     for size in pieces:
         step, place = lane.step(size), slice(start, start + size)
@@ -61,10 +84,13 @@ def feed(lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, pieces: 
         start += size
 
 
-def finish(model: Any, lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, fed: int) -> torch.Tensor:
-    """Bring a lane past what is left of a prompt after `fed` tokens; the logits after it (batch, vocab_size)."""
+def finish(
+    model: Any, lane: Lane, ids: torch.Tensor, positions: torch.Tensor | None, pieces: list[int]
+) -> torch.Tensor:
+    """Bring a lane past what the pieces have left of a prompt; the logits after it (batch, vocab_size)."""
     batch, tokens = ids.shape
-    if fed == tokens:
+    fed = sum(pieces)
+    if fed >= tokens:
         return lane.logits
     if positions is None:
         positions = _positions_of(ids)
