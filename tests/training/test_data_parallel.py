@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from retlab.training import data_parallel
-from retlab.training.data_parallel import SharedSteps, buckets_of
+from retlab.training.data_parallel import GradientSums, buckets_of
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def marks(monkeypatch) -> list[int]:
         "dist",
         SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 2, new_group=lambda pg_options: pg_options),
     )
-    monkeypatch.setattr(SharedSteps, "_mark", lambda _self, index: found.append(index))
+    monkeypatch.setattr(GradientSums, "_mark", lambda _self, index: found.append(index))
     return found
 
 
@@ -31,8 +31,8 @@ def model(monkeypatch) -> nn.Sequential:
     return nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
 
 
-def sums_of(model: nn.Module) -> SharedSteps:
-    return SharedSteps(model.parameters(), torch.device("cpu"), nodes=1)
+def sums_of(model: nn.Module) -> GradientSums:
+    return GradientSums(model.parameters(), torch.device("cpu"), nodes=1)
 
 
 def test_buckets_go_from_the_last_parameter_to_the_first_and_leave_frozen_ones_out() -> None:
@@ -44,7 +44,7 @@ def test_buckets_go_from_the_last_parameter_to_the_first_and_leave_frozen_ones_o
     assert buckets_of([]) == []
 
 
-def backward(sums: SharedSteps, loss: torch.Tensor) -> None:
+def backward(sums: GradientSums, loss: torch.Tensor) -> None:
     with sums.marking():
         loss.sum().backward()
 
@@ -91,19 +91,3 @@ def test_after_its_end_nothing_is_marked(marks, model) -> None:
     sums.end()
     model(torch.ones(2, 3)).sum().backward()
     assert marks == []
-
-
-@pytest.mark.parametrize("size", [2, 3, 5])
-def test_every_number_of_a_tensor_has_one_owner(monkeypatch, size) -> None:
-    monkeypatch.setattr(data_parallel, "buckets_of", lambda _parameters: [])
-    for length in range(1, 12):
-        tensor = torch.zeros(length, 1)
-        for rank in range(size):
-            group = SimpleNamespace(
-                get_rank=lambda rank=rank: rank, get_world_size=lambda: size, new_group=lambda pg_options: pg_options
-            )
-            monkeypatch.setattr(data_parallel, "dist", group)
-            own = sums_of(nn.Linear(1, 1)).own(tensor)
-            own += 1
-            assert own.numel() <= length // size + length % size
-        assert torch.equal(tensor, torch.ones(length, 1)), length

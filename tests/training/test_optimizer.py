@@ -72,3 +72,22 @@ def test_the_schedule_scales_every_group_by_its_own_highest_rate():
     set_learning_rate(optimizer, 0.1)
     assert {round(group["lr"], 9) for group in optimizer.param_groups} == {0.05, 0.01}
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("highest", [1e-3, 0.5, 1e3])
+def test_clipping_inside_the_step_is_clipping_before_it(highest):
+    models = [build_model(DecoderConfig(**SIZES)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, plain = (build_optimizer(model, TrainSection(learning_rate=0.1)) for model in models)
+    for step in range(4):
+        for model in models:
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+        ours.clip(nn.utils.get_total_norm(ours.gradients()), highest)
+        nn.utils.clip_grad_norm_(models[1].parameters(), highest)
+        for optimizer in (ours, plain):
+            optimizer.step()
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(ours.state[one]["exp_avg_sq"], plain.state[other]["exp_avg_sq"])

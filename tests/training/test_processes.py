@@ -41,7 +41,6 @@ def test_two_processes_train_as_one(splits, strategy, packing, model):
 
 
 def test_three_processes_train_as_one(splits):
-    """Three share hardly any tensor evenly."""
     said = assert_several_train_as_one(splits, "ddp", "packed", {}, devices=3, batch_size=6)
     assert any("3 processes, each on CPU, 1 thread" in line for line in said)
 

@@ -9,14 +9,11 @@ from .heads import AttentionHeads
 from .kernels import causal_attention
 from .rotary import Rotation
 
-
 MANY_HEADS = 64
-"""Rows times heads from which one query's attention keeps a GPU busy in PyTorch's own kernel."""
+"""Rows times heads from which PyTorch's own kernel keeps a GPU busy with one query each.
 
-FEW_SLOTS = 4096
-"""Slots up to which that kernel is quick even for one row. On an H200, in microseconds a layer of 16 heads of 64: 10.3 for
-one row of 2,048 and 123 for 16 of 8,192, where reading keys and values takes 128 at the rate of a copy; products, a
-softmax and a sum took 16.2 and, compiled, 216.
+On an H200 a layer of 16 rows of 16 heads of 64 took 123 us with 8,192 slots, which is the rate of a copy; two products
+and a softmax took 175, and compiled 216.
 """
 
 
@@ -101,10 +98,12 @@ class Attention(AttentionHeads):
 
 def _attend_one(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Attention of one query (batch, heads, 1, width) to the visible of (batch, heads, slots, width)."""
-    batch, heads, slots, _ = keys.shape
-    if not q.is_cuda or batch * heads >= MANY_HEADS or slots <= FEW_SLOTS:
+    batch, heads = keys.shape[:2]
+    # Compiled, the strides of a lone row are not those that PyTorch's kernels for float32 take.
+    fits = batch > 1 and q.dtype.itemsize < 4 and batch * heads >= MANY_HEADS
+    if fits or not q.is_cuda:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None, None])
-    # That kernel shares the work out over rows and heads, and here each would have much to read.
+    # Those kernels share the work out over rows and heads, which are too few here.
     pairs = (q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
     scores = torch.bmm(*pairs, out_dtype=torch.float32) if q.dtype.itemsize < 4 else torch.bmm(*pairs)
     scores = scores.unflatten(0, q.shape[:2]) * q.shape[-1] ** -0.5

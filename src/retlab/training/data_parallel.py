@@ -1,19 +1,14 @@
-"""Data parallelism: every process makes the gradients of its windows, gets the sums of a part of them, and steps that.
-
-Of every tensor each process owns an equal part, as in ZeRO (Rajbhandari et al., 2020): sums and stepped weights are
-sent as often as gradients that all processes sum up, and the optimizer's work is shared out. Its state has the shape
-of the weights in every process, and is up to date in its owner's part.
-"""
+"""Data parallelism: every process makes the gradients of its windows, and all of them sum them up."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import nn
 
 BUCKET_BYTES = 2**27
 """Gradients that are summed up at once, at most, if they are of more than one parameter."""
@@ -26,7 +21,7 @@ backward pass and take longer.
 
 
 class DataParallel(DDPStrategy):
-    """Lightning's processes, as for DDP; `SharedSteps` does what torch's wrapper would do around the module.
+    """Lightning's processes, as for DDP; `GradientSums` does what torch's wrapper would do around the module.
 
     The wrapper cannot be part of a CUDA graph that other processes know nothing of, and copies every gradient.
     """
@@ -38,7 +33,7 @@ class DataParallel(DDPStrategy):
             dist.broadcast(values, 0)
 
 
-class SharedSteps:
+class GradientSums:
     """Sums gradients over all processes, bucket by bucket, while the rest of a backward pass goes on.
 
     A pass only marks the moment at which each bucket is complete; calls that wait for these moments are launched when
@@ -47,7 +42,6 @@ class SharedSteps:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device, nodes: int) -> None:
-        self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._buckets = buckets_of(parameters)
         self._bucket_of = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
         self._missing: list[int] = []
@@ -56,10 +50,6 @@ class SharedSteps:
         self._stream = torch.cuda.Stream(device) if self._is_cuda else None
         self._group: Any = dist.new_group(pg_options=_nccl_options() if self._is_cuda and nodes == 1 else None)
         self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
-
-    def own(self, tensor: Tensor) -> Tensor:
-        """This process's part of a contiguous tensor, flat, sharing its memory."""
-        return self._split(tensor).own
 
     def end(self) -> None:
         """Look at no further passes."""
@@ -87,10 +77,7 @@ class SharedSteps:
                 self._mark(index)
 
     def sum(self) -> None:
-        """Sum the gradients that the last pass has left in all processes: each gets its own part of them.
-
-        What is asked for next waits for it.
-        """
+        """Sum the gradients that the last pass has left in all processes; what is asked for next waits for it."""
         if self._stream is None:
             for bucket in self._buckets:
                 self._sum(bucket)
@@ -102,52 +89,11 @@ class SharedSteps:
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def _sum(self, bucket: Sequence[nn.Parameter]) -> None:
-        split = [self._split(parameter.grad) for parameter in bucket if parameter.grad is not None]
-        if split:
-            even = [part for part in split if part.even.numel()]
-            _finish(self._group.reduce_scatter_tensor_coalesced([p.chunk for p in even], [p.even for p in even]))
-            self._sum_rests(split)
-
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Bring every part of these tensors up to date in all processes from its owner; the same tensors in all."""
-        split = [self._split(tensor.detach()) for tensor in tensors]
-        if split:
-            even = [part for part in split if part.even.numel()]
-            _finish(self._group.allgather_into_tensor_coalesced([p.even for p in even], [p.chunk for p in even]))
-            for part in split:
-                if self._rank < self._size - 1 and part.rest.numel():
-                    part.rest.zero_()
-            self._sum_rests(split)
-
-    def _sum_rests(self, split: "Sequence[_Split]") -> None:
-        rests = [part.rest for part in split if part.rest.numel()]
-        if rests:
-            _finish(self._group.allreduce_coalesced(rests, dist.AllreduceCoalescedOptions()))
-
-    def _split(self, tensor: Tensor) -> "_Split":
-        flat = tensor.view(-1)
-        length = flat.numel() // self._size
-        start, end, whole = self._rank * length, (self._rank + 1) * length, self._size * length
-        own = flat[start:] if self._rank == self._size - 1 else flat[start:end]
-        return _Split(flat[:whole], flat[start:end], flat[whole:], own)
-
-
-class _Split(NamedTuple):
-    """A flat tensor: what can be shared out evenly, this process's chunk of it, and the rest, which the last one owns.
-
-    `own` is the chunk, and in the last process the rest with it.
-    """
-
-    even: Tensor
-    chunk: Tensor
-    rest: Tensor
-    own: Tensor
-
-
-def _finish(work: Any) -> None:
-    """Have what is asked for next wait for a collective call; some backends are done, or in line, when they return."""
-    if work is not None:
-        work.wait()
+        gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
+        work = self._group.allreduce_coalesced(gradients, dist.AllreduceCoalescedOptions()) if gradients else None
+        # Some backends are done, or in line on the GPU, when they return.
+        if work is not None:
+            work.wait()
 
 
 def _nccl_options() -> Any:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from retlab.errors import NotFinite
 from retlab.models.causal_lm import CausalLM
 from retlab.training.compiling import compile_parts
-from retlab.training.data_parallel import DataParallel, SharedSteps
+from retlab.training.data_parallel import DataParallel, GradientSums
 from retlab.training.objectives import OBJECTIVES, SummedLoss, count_tokens
 from retlab.training.optimizer import ShardwiseAdamW, build_optimizer, set_learning_rate
 from retlab.training.passes import RecordedPasses
@@ -74,7 +74,7 @@ class TrainingModule(pl.LightningModule):
         self.state = TrainingState()
         self.compiled = compiled
         self._passes: RecordedPasses | None = None
-        self._shared: SharedSteps | None = None
+        self._sums: GradientSums | None = None
         self._unread: list[_Unread] = []
 
     @property
@@ -94,8 +94,7 @@ class TrainingModule(pl.LightningModule):
         """Have passes recorded on GPUs, but under FSDP, whose passes wait for other processes in many places."""
         parameters = list(self.scored.parameters())
         if isinstance(self.trainer.strategy, DataParallel):
-            self._shared = SharedSteps(parameters, self.device, self.trainer.num_nodes)
-            self._optimizer().own = self._shared.own
+            self._sums = GradientSums(parameters, self.device, self.trainer.num_nodes)
         records = self.train_section.cuda_graphs == "auto" and self.device.type == "cuda"
         if records and not isinstance(self.scored, FSDPModule):
             self._passes = RecordedPasses(self._pass, parameters, self.device)
@@ -103,9 +102,9 @@ class TrainingModule(pl.LightningModule):
     def on_train_end(self) -> None:
         """Give the memory of the recordings back."""
         self._passes = None
-        if self._shared is not None:
-            self._shared.end()
-            self._shared = None
+        if self._sums is not None:
+            self._sums.end()
+            self._sums = None
 
     @property
     def recorded(self) -> int:
@@ -129,8 +128,8 @@ class TrainingModule(pl.LightningModule):
         for index, micro in enumerate(batch):
             seed_device(self.device, random_seed(self.seed, state.step, index, agreement.rank))
             losses.append(self._gradients_of(micro, scale, is_last=index == len(batch) - 1))
-        if self._shared is not None:
-            self._shared.sum()
+        if self._sums is not None:
+            self._sums.sum()
         norm = self._optimizer_step()
         ids = [[window for window in micro["sample_ids"].tolist() if window >= 0] for micro in batch]
         self._unread.append(_Unread(state.step + 1, tokens, torch.stack(losses), norm, ids))
@@ -148,7 +147,7 @@ class TrainingModule(pl.LightningModule):
 
     def _pass(self, inputs: Mapping[str, Tensor], scale: Tensor) -> Tensor:
         loss = self._losses(inputs).loss
-        with contextlib.nullcontext() if self._shared is None else self._shared.marking():
+        with contextlib.nullcontext() if self._sums is None else self._sums.marking():
             self.manual_backward(loss * scale)
         return loss.detach()
 
@@ -182,7 +181,7 @@ class TrainingModule(pl.LightningModule):
         """Clip, step and clear; returns the norm of the gradient before clipping."""
         optimizer = self._optimizer()
         norm = nn.utils.get_total_norm(optimizer.gradients(), foreach=True)
-        if self._shared is not None or isinstance(self.scored, FSDPModule):
+        if isinstance(self.scored, FSDPModule):
             squares = norm.double().square()
             dist.all_reduce(squares)
             norm = squares.sqrt().to(norm.dtype)
@@ -192,8 +191,6 @@ class TrainingModule(pl.LightningModule):
         set_learning_rate(optimizer, factor)
         self.state.learning_rate = max(group["lr"] for group in optimizer.param_groups)
         self._lightning_optimizer().step()
-        if self._shared is not None:
-            self._shared.share(parameter for parameter in self.scored.parameters() if parameter.grad is not None)
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
@@ -254,8 +251,6 @@ class TrainingModule(pl.LightningModule):
         """Weights and optimizer state by parameter name, whole and on the CPU; complete in the first process."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = self._optimizer()
-        if self._shared is not None:
-            self._shared.share(optimizer.moments())
         return {
             "model": get_model_state_dict(self.model, options=options),
             "optimizer": get_optimizer_state_dict(self.model, optimizer, options=options),

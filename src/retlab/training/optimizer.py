@@ -1,7 +1,7 @@
 """AdamW, its parameter groups and the rule of what is decayed."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,11 +12,6 @@ from retlab.errors import UserError
 from retlab.training.settings import ParameterGroup, TrainSection
 
 
-def own_shard(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
 class ShardwiseAdamW(torch.optim.AdamW):
     """AdamW that steps on this process's shards as plain tensors; its state is sharded as its parameters are.
 
@@ -24,36 +19,34 @@ class ShardwiseAdamW(torch.optim.AdamW):
     milliseconds for a hundred and fifty parameters.
 
     Attributes:
-        own: what this process steps of a tensor, sharing its memory.
-        grad_scale: () float32, by which the step divides gradients on their way, as the fused kernel can; or None.
+        grad_scale: () float32, by which the fused kernel divides gradients as it reads them; None leaves them.
     """
 
-    own: Callable[[Tensor], Tensor] = staticmethod(own_shard)
     grad_scale: Tensor | None = None
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Fill the lists with parameters, gradients and their state."""
         has_complex: bool = super()._init_group(group, *lists)
-        *tensors, steps = lists
-        for each in tensors:
-            each[:] = map(self.own, each)
-        steps[:] = map(own_shard, steps)
+        for tensors in lists:
+            tensors[:] = own_shards(tensors)
         return has_complex
 
     def gradients(self) -> list[Tensor]:
         """This process's shards of all gradients."""
         parameters = (parameter for group in self.param_groups for parameter in group["params"])
-        return [self.own(parameter.grad) for parameter in parameters if parameter.grad is not None]
-
-    def moments(self) -> list[Tensor]:
-        """All state that has the shape of its parameter, in the order of the parameters."""
-        parameters = (parameter for group in self.param_groups for parameter in group["params"])
-        states = [self.state[parameter] for parameter in parameters if parameter in self.state]
-        return [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        return own_shards(parameter.grad for parameter in parameters if parameter.grad is not None)
 
     def clip(self, norm: Tensor, highest: float) -> None:
-        """Have the next step take gradients of this norm () as if it were no more than `highest`."""
+        """Have the next step take gradients of this norm () as if it were no more than `highest`.
+
+        A pass over all gradients of its own would take a GPU a hundredth of the step.
+        """
         self.grad_scale = torch.clamp((norm + 1e-6) / highest, min=1.0)
+
+
+def own_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of every tensor what this process holds, sharing its memory."""
+    return [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def build_optimizer(model: nn.Module, train: TrainSection) -> ShardwiseAdamW:
