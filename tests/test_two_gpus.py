@@ -76,7 +76,7 @@ def test_a_killed_process_is_one_sentence_and_nothing_hangs(tmp_path: Path, stra
 
 
 def test_a_process_without_memory_ends_all_and_says_so(tmp_path: Path) -> None:
-    """The second GPU is nearly full before the training starts."""
+    """The second GPU is nearly full before the training starts, and full for any test that runs beside this one."""
     make_inputs(tmp_path)
     model = {"hidden_size": 2048, "num_hidden_layers": 8, "intermediate_size": 4096, "value_size": 4096}
     config = make_config(tmp_path, "full", model, devices=2, device="cuda", compile="off")
