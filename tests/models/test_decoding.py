@@ -305,7 +305,8 @@ def test_a_prompt_that_was_sent_off_ahead_is_claimed(retnet, small_pieces, monke
 @pytest.mark.parametrize(
     "settings",
     [
-        {"attention_mask": torch.ones(2, 37).index_fill(1, torch.arange(5), 0)},
+        {"attention_mask": torch.ones(2, 37).index_fill(1, torch.arange(30, 37), 0)},
+        {"attention_mask": torch.ones(2, 37).index_fill(1, torch.arange(5, 9), 0)},
         {"num_beams": 2},
         {"num_return_sequences": 2, "do_sample": True},
         {"use_cache": False},
@@ -388,6 +389,38 @@ def test_blanks_in_front_make_a_prompt_whole_pieces(small_pieces, monkeypatch, t
     ours, theirs = written.past_key_values, expected.past_key_values
     assert ours.seen == theirs.seen == tokens + 5
     assert torch.equal(ours.lengths, theirs.lengths)
+    for mine, other in zip(ours.states, theirs.states, strict=True):
+        for tensor, reference in zip(mine or (), other or (), strict=True):
+            torch.testing.assert_close(tensor, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["mask", "bool", "positions", "inferred", "sampled"])
+@pytest.mark.parametrize("padding", [[0, 5], [36, 0], [7, 20]])
+def test_padding_in_front_is_fed_as_blanks(retnet, small_pieces, monkeypatch, way, padding):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    claimed = []
+    claim = prompts.claim
+    monkeypatch.setattr(decoding, "claim", lambda *a: claimed.append(claim(*a)) or claimed[-1])
+    ids = small_ids(2, 37)
+    mask = torch.stack([(torch.arange(37) >= count).long() for count in padding])
+    ids = torch.where(mask == 1, ids.clamp(min=1), 0)
+    settings = {"max_new_tokens": 6, "do_sample": way == "sampled", "return_dict_in_generate": True}
+    settings |= {"bool": {"attention_mask": mask.bool()}, "inferred": {}}.get(way, {"attention_mask": mask})
+    if way == "positions":
+        settings["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + 3
+    expected = transformers_writes(retnet, ids, **settings)
+    small_pieces.clear()
+    torch.manual_seed(7)
+    written = retnet.generate(ids, **settings)
+    in_pieces = [size for size in small_pieces if size > 1]
+    # Nobody sees a mask that transformers infers before it has sent off the prompt.
+    assert in_pieces == [16, 16, 2, 2, 2] * (2 if way == "inferred" else 1)
+    assert [lane is not None for lane in claimed] == [way not in ("inferred", "positions")]
+    assert torch.equal(written.sequences, expected.sequences)
+    ours, theirs = written.past_key_values, expected.past_key_values
+    assert ours.seen == theirs.seen
+    assert torch.equal(ours.lengths, theirs.lengths)
+    assert torch.equal(ours.documents, theirs.documents)
     for mine, other in zip(ours.states, theirs.states, strict=True):
         for tensor, reference in zip(mine or (), other or (), strict=True):
             torch.testing.assert_close(tensor, reference, rtol=1e-4, atol=1e-6)

@@ -16,7 +16,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from .cache import StateCache
 from .engines import engine_of
 from .inspection import is_plain
-from .prompts import claim, feed, finish, pieces_of
+from .prompts import Prompt, claim, feed, finish, is_padded_in_front, pieces_of, takes_padding
 from .run_ahead import LOOK_EVERY, Look, Written, cut_at_ends
 from .static_steps import MOST_ENDS, Lane
 
@@ -86,7 +86,7 @@ def decode(model: Any, request: Request) -> Any:
     """Generate as `GenerationMixin._sample` does."""
     engine = engine_of(model)
     cache, batch = request.cache, _rows(request)
-    pieces, logits, capacity = _pieces(model, request), None, 0
+    (prompt, pieces), logits, capacity = _prompt(model, request), None, 0
     if not pieces:
         # Transformers' own way: it slices what a cache has seen, and knows chunks.
         outputs = model._prefill(request.input_ids, request.generation_config, request.model_kwargs)
@@ -96,24 +96,26 @@ def decode(model: Any, request: Request) -> Any:
             capacity = _room_for(cache.seen + request.new_tokens)
 
     with contextlib.ExitStack() as held, torch.inference_mode(False), torch.no_grad():
-        lane = claim(engine, request.input_ids, request.positions, pieces)
+        lane = claim(engine, prompt, pieces)
         if lane is None:
             lane = held.enter_context(engine.lane(batch, capacity, cache.states))
             if pieces:
-                model.check_ids(request.input_ids)
-                feed(lane, request.input_ids, request.positions, pieces)
+                model.check_ids(prompt.ids)
+                feed(lane, prompt, pieces)
         if logits is None:
-            logits = finish(model, lane, request.input_ids, request.positions, pieces)
+            logits = finish(model, lane, prompt, pieces)
         else:
             lane.load(cache.states, cache.seen)
         run = _Run(lane, request)
-        run.begin(logits, cache.seen or request.input_ids.shape[1])
+        run.begin(logits, cache.seen or prompt.ids.shape[1], prompt)
         if not request.returns_cache:
             # Nobody sees it again, and attention's is large.
             cache.reset()
         sequences: Any = run.to_the_end()
         if request.returns_cache:
             cache.move_to(lane.unload(run.slot), run.slot, batch, lane.slot.device)
+            if pieces:
+                cache.lengths = cache.lengths - prompt.padding
     if request.streamer is not None:
         request.streamer.end()
     if request.generation_config.return_dict_in_generate:
@@ -132,18 +134,24 @@ def _room_for(slots: int) -> int:
     return power * 3 // 4 if power > SMALLEST_CAPACITY and slots <= power * 3 // 4 else power
 
 
-def _pieces(model: Any, request: Request) -> list[int]:
-    """Tokens of the pieces that the prompt is fed in; none where the forward pass takes it all."""
-    inputs = request.model_kwargs
+def _prompt(model: Any, request: Request) -> tuple[Prompt, list[int]]:
+    """The prompt, and tokens of the pieces that it is fed in; no pieces where the forward pass takes it all."""
+    inputs, prompt = request.model_kwargs, Prompt(request.input_ids, None, request.positions)
     if request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
-        return []
-    pieces = pieces_of(model, *request.input_ids.shape)
+        return prompt, []
+    pieces = pieces_of(model, *prompt.ids.shape)
     if not pieces or request.generation_config.prefill_chunk_size:
-        return []
+        return prompt, []
     mask = inputs.get("attention_mask")
-    if mask is not None and (mask.shape != request.input_ids.shape or not bool((mask == 1).all())):
-        return []
-    return pieces
+    if mask is None:
+        return prompt, pieces
+    if mask.shape != prompt.ids.shape:
+        return prompt, []
+    if not bool((mask == 1).all()):
+        if not (takes_padding(model, pieces, prompt.ids.shape[1]) and is_padded_in_front(mask)):
+            return prompt, []
+        prompt = prompt._replace(mask=mask)
+    return prompt, pieces
 
 
 class _Run:
@@ -154,17 +162,15 @@ class _Run:
         self.ends = request.ends
         self.slot = 0
 
-    def begin(self, logits: torch.Tensor, slot: int) -> None:
-        """Go on from the logits after the prompt's `slot` slots, whose states the lane has."""
+    def begin(self, logits: torch.Tensor, slot: int, prompt: Prompt) -> None:
+        """Go on from the logits after `slot` slots, of which the prompt is the last, and whose states the lane has."""
         lane, lengths = self.lane, self.request.cache.lengths
         self.slot = slot
         positions = lane.step(1).positions
-        if self.request.positions is not None:
-            positions.copy_(self.request.positions[:, -1:] + 1)
-        elif lengths is not None:
+        if prompt.positions is None and lengths is not None:
             positions.copy_(lengths[:, None])
         else:
-            positions.fill_(slot)
+            positions.copy_(prompt.placed[:, -1:] + 1)
         lane.expect(self.request.generation_config._pad_token_tensor, self.ends)
         lane.logits.copy_(logits)
 
