@@ -426,6 +426,47 @@ def test_padding_in_front_is_fed_as_blanks(retnet, small_pieces, monkeypatch, wa
             torch.testing.assert_close(tensor, reference, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention_mask": torch.ones(2, 9)},
+        {"position_ids": torch.arange(9)[None]},
+        {"position_ids": torch.tensor([[0]])},
+        {"attention_mask": torch.tensor([[0, 0, 1, 1, 1]] * 2), "position_ids": torch.arange(5)[None] + 2},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("small_pieces")
+def test_masks_and_positions_of_another_width_are_left_to_transformers(retnet, monkeypatch, settings):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    ids, settings = small_ids(2, 5), {"max_new_tokens": 12, "do_sample": False, **settings}
+    expected = transformers_writes(retnet, ids, **settings)
+    for _ in range(3):
+        assert torch.equal(retnet.generate(ids, **settings), expected)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_mask_of_other_numbers_is_refused_as_ever(retnet, monkeypatch):
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    mask = torch.tensor([[-1.0, 1, 1, 1, 1]] * 2)
+    with pytest.raises(ValueError, match="one at tokens and zero at padding"):
+        retnet.generate(small_ids(2, 5), attention_mask=mask, max_new_tokens=3, do_sample=False)
+
+
+def test_pieces_on_a_gpu(retnet, monkeypatch):
+    """Of how many tokens a row; never many blanks, and none in a form that takes every token by itself."""
+    monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
+    found = {shape: prompts.pieces_of(retnet, *shape) for shape in [(1, 1), (1, 2), (1, 256), (1, 257), (1, 9300)]}
+    assert found == {(1, 1): [], (1, 2): [256], (1, 256): [256], (1, 257): [1024], (1, 9300): [8192, 1024, 256]}
+    found = {shape: prompts.pieces_of(retnet, *shape) for shape in [(16, 5), (17, 5), (100, 5), (400, 5), (400, 60)]}
+    assert found == {(16, 5): [64], (17, 5): [64], (100, 5): [64], (400, 5): [], (400, 60): [64]}
+    retnet.set_form("recurrent")
+    assert prompts.pieces_of(retnet, 1, 9300) == [8192, 1024]
+    retnet.set_form(None)
+    monkeypatch.setattr(prompts, "AHEAD_ON", ())
+    assert prompts.pieces_of(retnet, 1, 9300) == [8192, 1024]
+
+
 def test_a_mixer_that_sees_blanks_gets_the_rest_of_a_prompt_as_it_is(retnet, small_pieces, monkeypatch):
     monkeypatch.setattr(prompts, "AHEAD_ON", ("cpu",))
     monkeypatch.setattr(type(retnet.body.blocks[0].mixer), "ignores_blanks", False)

@@ -19,7 +19,7 @@ from tests.training.experiment import finish, make_config, make_inputs, start
 from tests.training.several_processes import TIED, assert_several_train_as_one
 from tests.training.test_trainer import DROPOUT, assert_same_training, last, run
 
-from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
 from retlab.training import processes
 from retlab.training.checkpoints import CheckpointStore
 
@@ -109,10 +109,22 @@ def test_a_process_whose_gpu_is_full_says_so_where_the_others_hang(tmp_path, spl
         said.append(sentence)
         left.set()
 
-    with processes.all_processes(make_request(splits).model_dump_json(), processes.Place(devices=2), leave=leave):
+    request, place = make_request(splits).model_dump_json(), processes.Place(devices=2)
+    with processes.all_processes(request, place, leave=leave):
         assert left.wait(120)
     reason = "NCCL error in: x.cpp:1, unhandled cuda error Last error: out of memory"
-    assert said[0].startswith(f"process 2 of the training lost its connection to the others ({reason}); checkpoints")
+    sentence = f"process 2 of the training lost its connection to the others ({reason}); checkpoints are kept"
+    assert said[0].startswith(sentence)
+    # The first may wait for it on the host, and hears that it is gone; and so may the first of another node.
+    monkeypatch.setattr(processes, "LOST_SECONDS", 60)
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 60)
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    with pytest.raises(UserError, match=re.escape(sentence)), processes.all_processes(request, place, leave=leave):
+        raise gone
+    there = place._replace(node=1, nodes=2)
+    with pytest.raises(torch.distributed.DistError) as found, processes.all_processes(request, there, leave=leave):
+        raise gone
+    assert str(found.value) == reason
 
 
 def test_ctrl_c_in_a_terminal_saves_and_ends_all_processes(tmp_path):

@@ -10,10 +10,10 @@ from .kernels import causal_attention
 from .rotary import Rotation
 
 MANY_HEADS = 64
-"""Rows times heads from which PyTorch's own kernel keeps a GPU busy with one query each.
+"""Rows times heads from which one query each runs on PyTorch's own kernel.
 
 On an H200 a layer of 16 rows of 16 heads of 64 took 123 us with 8,192 slots, which is the rate of a copy; two products
-and a softmax took 175, and compiled 216.
+and a softmax took 175, and compiled 216. What lies between that and one row was not measured.
 """
 
 
@@ -99,11 +99,11 @@ class Attention(AttentionHeads):
 def _attend_one(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Attention of one query (batch, heads, 1, width) to the visible of (batch, heads, slots, width)."""
     batch, heads = keys.shape[:2]
-    # Compiled, the strides of a lone row are not those that PyTorch's kernels for float32 take.
+    # Compiled, PyTorch's kernel for float32 refused the strides of a lone row's query.
     fits = batch > 1 and q.dtype.itemsize < 4 and batch * heads >= MANY_HEADS
     if fits or not q.is_cuda:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None, None])
-    # Those kernels share the work out over rows and heads, which are too few here.
+    # Products share the slots out, too, where rows and heads are few.
     pairs = (q.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
     scores = torch.bmm(*pairs, out_dtype=torch.float32) if q.dtype.itemsize < 4 else torch.bmm(*pairs)
     scores = scores.unflatten(0, q.shape[:2]) * q.shape[-1] ** -0.5

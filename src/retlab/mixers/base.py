@@ -22,7 +22,8 @@ Feeding a sequence in pieces, each with the state that the piece before returned
 The output at padding is finite and means nothing.
 
 Generation feeds pieces of real tokens of the open document through `advance`, which writes the new state over the old
-one: the same work on the same memory every time, so that a GPU can record it once and play it back.
+one: the same work on the same memory every time, so that a GPU can record it once and play it back. To mixers that say
+that they ignore them it feeds blanks before the first token: hidden states of zeros.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -141,8 +142,8 @@ class Mixer(nn.Module):
     ) -> torch.Tensor:
         """The outputs at real tokens that continue the open document; the state in `reserved` moves past them.
 
-        `slot` () int64 counts the slots that were fed before, in the memory of the device. A recurrent mixer takes
-        any number of tokens, the others one.
+        `slot` () int64 counts the slots that were fed before, in the memory of the device, and is negative
+        at blanks in front of a prompt. A recurrent mixer takes any number of tokens, the others one.
         """
         out, state = self(hidden, rotation, None, reserved)
         self.load(reserved, state)

@@ -139,6 +139,9 @@ def _prompt(model: Any, request: Request) -> tuple[Prompt, list[int]]:
     inputs, prompt = request.model_kwargs, Prompt(request.input_ids, None, request.positions)
     if request.cache.is_initialized or inputs.get("inputs_embeds") is not None:
         return prompt, []
+    # A mask or positions of another width are transformers' to cut.
+    if prompt.positions is not None and prompt.positions.shape[1] != prompt.ids.shape[1]:
+        return prompt, []
     pieces = pieces_of(model, *prompt.ids.shape)
     if not pieces or request.generation_config.prefill_chunk_size:
         return prompt, []

@@ -1,8 +1,8 @@
 """Prompts of recurrent models: fed in pieces of few sizes, and on a GPU before transformers has prepared the call.
 
-A GPU replays a piece of a size that it knows in a tenth of the time in which a host launches a forward pass, however
-short. So a prompt there is made whole pieces by blanks in front of it, and blanks stand for its padding: embeddings of
-zeros, which change nothing.
+A GPU replays a short piece of a size that it knows in a fraction of the time in which a host launches a forward pass.
+So a prompt there is made whole pieces by blanks in front of it, and blanks stand for its padding: embeddings of zeros,
+which change nothing.
 
 `generate()` spends milliseconds of the host on a call before it asks for anything to be computed: time in which a GPU
 computes thousands of tokens. So the pieces of a prompt are sent off first, and `claim` finds out afterwards whether
@@ -23,10 +23,13 @@ from .inspection import is_plain
 from .static_steps import BLANK, Lane
 
 PIECE_TOKENS = (32_768, 8192, 1024)
-"""Tokens of all rows in the pieces that recurrent models are fed with a long prompt in, the largest first."""
+"""Tokens of all rows in the pieces that recurrent models are fed with a prompt in, the largest first."""
 
 SHORT_PIECE_TOKENS = 256
 """The same for the end of a prompt, where blanks fill it up."""
+
+MOST_BLANKS = 8192
+"""Blanks of all rows for which a GPU is not made to compute."""
 
 SHORTEST_PIECE = 64
 """Tokens per row in the smallest piece."""
@@ -72,14 +75,15 @@ class Prompt(NamedTuple):
 
 
 def is_padded_in_front(mask: torch.Tensor) -> bool:
-    """Whether a mask (batch, tokens) of zeros and ones has its zeros before all ones, and a one in every row."""
-    return bool((mask[:, 1:] >= mask[:, :-1]).all() & (mask[:, -1] == 1).all())
+    """Whether a mask (batch, tokens) is zeros before ones in every row, and the last a one."""
+    known = ((mask == 0) | (mask == 1)).all()
+    return bool(known & (mask[:, 1:] >= mask[:, :-1]).all() & (mask[:, -1] == 1).all())
 
 
 def pieces_of(model: Any, batch: int, tokens: int) -> list[int]:
     """Tokens per row of the pieces of a prompt (batch, tokens), where it is fed in pieces.
 
-    On GPUs they have room for all of it, and may have for some blanks; elsewhere the forward pass takes what is left.
+    On GPUs they have room for all of it and a few blanks; elsewhere the forward pass takes what is left.
     """
     mixers = [block.mixer for block in model.body.blocks]
     sizes = [size for size in (_per_row(of_all, batch) for of_all in PIECE_TOKENS) if size >= SHORTEST_PIECE]
@@ -90,10 +94,17 @@ def pieces_of(model: Any, batch: int, tokens: int) -> list[int]:
     for size in sizes:
         pieces += [size] * ((tokens - sum(pieces)) // size)
     left = tokens - sum(pieces)
-    if left and model.lm_head.weight.device.type in AHEAD_ON and all(mixer.ignores_blanks for mixer in mixers):
-        ends = (_per_row(SHORT_PIECE_TOKENS, batch), sizes[-1])
-        pieces.append(min(size for size in ends if size >= max(left, SHORTEST_PIECE)))
+    if left and model.lm_head.weight.device.type in AHEAD_ON and _ignores_blanks(model):
+        short = max(_per_row(SHORT_PIECE_TOKENS, batch), SHORTEST_PIECE)
+        end = min(size for size in (short, sizes[-1]) if size >= left)
+        if batch * (end - left) <= MOST_BLANKS:
+            pieces.append(end)
     return pieces
+
+
+def _ignores_blanks(model: Any) -> bool:
+    """Not in a form that was asked for by name, which may take every token by itself."""
+    return all(block.mixer.ignores_blanks and block.mixer.form is None for block in model.body.blocks)
 
 
 def _per_row(tokens: int, batch: int) -> int:
@@ -103,7 +114,7 @@ def _per_row(tokens: int, batch: int) -> int:
 
 def takes_padding(model: Any, pieces: list[int], tokens: int) -> bool:
     """Whether a prompt of so many tokens a row may be fed in these pieces where some rows begin with padding."""
-    return sum(pieces) >= tokens and all(block.mixer.ignores_blanks for block in model.body.blocks)
+    return sum(pieces) >= tokens and _ignores_blanks(model)
 
 
 def feed(lane: Lane, prompt: Prompt, pieces: list[int]) -> None:

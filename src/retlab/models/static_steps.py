@@ -28,11 +28,14 @@ COMPILE_AFTER = 2048
 COMPILE_PIECES_AFTER = 64
 """The same for steps of several tokens."""
 
+COMPILED_PIECE = 1024
+"""Tokens of all rows from which a step of several is compiled at all: a short prompt does not wait for a compiler."""
+
 ONE_TOKEN_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
 """Options of Inductor for steps of one token: a fifth off its time on an H100, for twice the time to compile."""
 
 BLANK = -1
-"""An id of no token, whose embedding is zeros; there are some in front of a prompt, and nowhere else."""
+"""An id of no token, whose embedding is zeros: stands in front of a prompt and for its padding, and nowhere else."""
 
 RING = 256
 """How many tokens of every row a lane remembers."""
@@ -58,7 +61,7 @@ class Lane:
 
     Attributes:
         states: what the mixers reserved.
-        slot: () int64, slots fed so far, padding included and blanks not.
+        slot: () int64, slots fed so far, padding included, blanks in front of the prompt not: it is negative there.
         logits: (batch, vocab_size) of the last token.
         finished: (batch,) bool, rows that have had one of `ends`, and get `pad` from then on.
         ring: (batch, RING) int64; the token that is fed at slot s stands at s % RING.
@@ -154,11 +157,12 @@ class Step:
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._recorder = Recorder(lane.slot.device) if lane.slot.is_cuda else None
+        self._compiles = tokens == 1 or lane.batch * tokens >= COMPILED_PIECE
 
     @property
     def is_settled(self) -> bool:
         """Whether it will not become faster any more."""
-        return self._recorder is None or (self._compiled and self._graph is not None)
+        return self._recorder is None or (self._graph is not None and self._compiled == self._compiles)
 
     def run(self, asked: int = 0) -> None:
         """Feed the tokens; `asked` calls or so are to come in this generation."""
@@ -167,7 +171,7 @@ class Step:
             self._work()
             return
         patience = COMPILE_AFTER if self.tokens == 1 else COMPILE_PIECES_AFTER
-        if not self._compiled and max(asked, self.calls) > patience:
+        if self._compiles and not self._compiled and max(asked, self.calls) > patience:
             self._compiled, self._graph, self._warm = True, None, 0
         if self._graph is None:
             if self._warm < WARM_CALLS:

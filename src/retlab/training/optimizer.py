@@ -39,9 +39,10 @@ class ShardwiseAdamW(torch.optim.AdamW):
     def clip(self, norm: Tensor, highest: float) -> None:
         """Have the next step take gradients of this norm () as if it were no more than `highest`.
 
-        A pass over all gradients of its own would take a GPU a hundredth of the step.
+        The factor stays until the next call. A pass of its own over all gradients would take a GPU a hundredth of the
+        step.
         """
-        self.grad_scale = torch.clamp((norm + 1e-6) / highest, min=1.0)
+        self.grad_scale = torch.clamp((norm.float() + 1e-6) / highest, min=1.0)
 
 
 def own_shards(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -186,9 +186,12 @@ def all_processes(
         if not lost_connection(error):
             raise
         cause = _reason(failures, watching)
-        if cause is None and place.node:
+        if cause is None and not isinstance(error, dist.DistError):
+            # What ended the connection between two hosts' processes may have been one between their GPUs.
+            cause = _of_gpus(failures)
+        if place.node and (cause is None or cause.code == EXIT_LOST):
             # The first node hears of it from the one that knows.
-            raise
+            raise error if cause is None else dist.DistBackendError(cause.said) from error
         lost = f"the processes of the training lost their connection ({one_line(error)}); {GO_ON}"
         raise UserError(str(cause or lost)) from error
     finally:
@@ -247,7 +250,7 @@ def _watch(
         return
     failures.append(failure)
     if not finished.wait(PATIENCE_SECONDS):
-        leave(str(_first(failures) or failures[0]))
+        leave(str(_first(failures) or _of_gpus(failures) or failures[0]))
 
 
 def _say_and_leave(sentence: str) -> NoReturn:
@@ -271,6 +274,11 @@ def _reason(failures: list[_Failure], watching: Sequence[threading.Thread]) -> _
 def _first(failures: list[_Failure]) -> _Failure | None:
     """The first failure that is not the consequence of another."""
     return next((failure for failure in failures if failure.code != EXIT_LOST), None)
+
+
+def _of_gpus(failures: list[_Failure]) -> _Failure | None:
+    """The first lost connection that was one between GPUs, such as where one has no memory for it."""
+    return next((failure for failure in failures if failure.code == EXIT_LOST and "gloo" not in failure.said), None)
 
 
 def _free_port() -> int:
