@@ -185,15 +185,7 @@ def all_processes(
     except RuntimeError as error:
         if not lost_connection(error):
             raise
-        cause = _reason(failures, watching)
-        if cause is None and not isinstance(error, dist.DistError):
-            # What ended the connection between two hosts' processes may have been one between their GPUs.
-            cause = _of_gpus(failures)
-        if place.node and (cause is None or cause.code == EXIT_LOST):
-            # The first node hears of it from the one that knows.
-            raise error if cause is None else dist.DistBackendError(cause.said) from error
-        lost = f"the processes of the training lost their connection ({one_line(error)}); {GO_ON}"
-        raise UserError(str(cause or lost)) from error
+        raise _explained(error, failures, watching, is_first_node=place.node == 0) from error
     finally:
         finished.set()
         for helper in helpers:
@@ -274,6 +266,21 @@ def _reason(failures: list[_Failure], watching: Sequence[threading.Thread]) -> _
 def _first(failures: list[_Failure]) -> _Failure | None:
     """The first failure that is not the consequence of another."""
     return next((failure for failure in failures if failure.code != EXIT_LOST), None)
+
+
+def _explained(
+    error: RuntimeError, failures: list[_Failure], watching: Sequence[threading.Thread], is_first_node: bool
+) -> Exception:
+    """What to raise for a lost connection, once it is known who ended it or that nobody tells."""
+    cause = _reason(failures, watching)
+    if cause is None and not isinstance(error, dist.DistError):
+        # What ended a connection through the host may have been one between GPUs.
+        cause = _of_gpus(failures)
+    if not is_first_node and (cause is None or cause.code == EXIT_LOST):
+        # The first node hears of it from the one that knows.
+        return dist.DistBackendError(one_line(error) if cause is None else cause.said)
+    lost = f"the processes of the training lost their connection ({one_line(error)}); {GO_ON}"
+    return UserError(str(cause or lost))
 
 
 def _of_gpus(failures: list[_Failure]) -> _Failure | None:
