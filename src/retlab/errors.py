@@ -38,3 +38,8 @@ class Interrupted(BaseException):
 
     No Exception, as KeyboardInterrupt is none: it may arrive anywhere, and nobody who handles errors may swallow it.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, where a sentence has room for it: some libraries' errors are paragraphs."""
+    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from retlab.cluster_settings import ClusterSection
 from retlab.data.parallel import on_cluster
 from retlab.data.remote import Remote
-from retlab.errors import UserError
+from retlab.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -86,7 +86,7 @@ def _check_scheduler(client: "Client", address: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    return one_line(error).rstrip(".")[:200] or type(error).__name__
 
 
 class _Presence:

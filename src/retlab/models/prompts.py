@@ -29,7 +29,7 @@ SHORT_PIECE_TOKENS = 256
 """The same for the end of a prompt, where blanks fill it up."""
 
 MOST_BLANKS = 8192
-"""Blanks of all rows for which a GPU is not made to compute."""
+"""Blanks of all rows, at most, that a GPU computes so that a prompt is whole pieces."""
 
 SHORTEST_PIECE = 64
 """Tokens per row in the smallest piece."""

@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import Any
 
-from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, one_line
 from retlab.training.request import TrainingRequest
 
 
@@ -27,7 +27,7 @@ def main() -> int:
     except Interrupted:
         return EXIT_INTERRUPTED
     except RuntimeError as error:
-        from retlab.training.processes import EXIT_LOST, lost_connection, one_line
+        from retlab.training.processes import EXIT_LOST, lost_connection
 
         if not lost_connection(error):
             raise

@@ -5,7 +5,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError
+from retlab.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, Interrupted, UserError, one_line
 from retlab.nodes import Connection, join_first_node
 from retlab.slurm_step import Step
 from retlab.training.helper import note_signals
@@ -31,7 +31,7 @@ def train_on_other_node(step: Step) -> NoReturn:
 
 def _train(line: str, place: list[object], stop: threading.Event, connection: Connection) -> tuple[int, str]:
     """Exit code of this node's share, and the sentence where it failed."""
-    from retlab.training.processes import EXIT_LOST, Place, all_processes, lost_connection, one_line
+    from retlab.training.processes import EXIT_LOST, Place, all_processes, lost_connection
     from retlab.training.trainer import train_as_helper
 
     def leave(sentence: str) -> NoReturn:

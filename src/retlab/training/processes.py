@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 import torch.distributed as dist
 
-from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from retlab.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line
 from retlab.nodes import OtherNode
 
 PATIENCE_SECONDS = 15.0
@@ -114,11 +114,6 @@ def lost_connection(error: BaseException) -> bool:
     """Whether the error says that another process of the training is gone."""
     # gloo raises plain RuntimeErrors that name its source file.
     return dist.is_available() and (isinstance(error, dist.DistError) or "gloo" in str(error))
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, where a sentence has room for it: NCCL's errors are paragraphs."""
-    return " ".join(str(error).split())
 
 
 class _Failure(NamedTuple):

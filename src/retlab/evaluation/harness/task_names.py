@@ -13,7 +13,7 @@ from typing import Any
 from lm_eval.api.group import Group
 from lm_eval.tasks._index import Kind
 
-from retlab.errors import UserError
+from retlab.errors import UserError, one_line
 from retlab.evaluation.harness.leaves import Leaf, LeafManager, nearest
 from retlab.evaluation.settings import TasksSection
 from retlab.section import shown_path
@@ -92,7 +92,7 @@ def _expand(plan: Plan, manager: LeafManager, name: str, by_name: bool) -> None:
 
 def reason(error: BaseException) -> str:
     """Why something cannot be had, on one line."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, KeyError) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
