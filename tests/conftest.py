@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from retlab.section import PROJECT_ROOT
+from tests.interpreted import load_triton
+
+# Before anything else does.
+if not torch.cuda.is_available():
+    load_triton()
 
 TINY = [
     "data.max_bytes=700000",

@@ -128,7 +128,10 @@ def test_half_precision_stays_close_in_every_tier(model, tiers, dtype, batch) ->
         expected = exact(sequences[:, :-1]).logits[:, -1]
         error = (lane.logits.float() - expected).abs().max() / expected.abs().max()
         assert error < 5e-2
-    assert tiers[-1] == (1, "compiled")
+    # Where all is done by kernels of our own, compiling would change nothing.
+    is_ours = dtype == torch.bfloat16 and not any(block.mixer.keeps_tokens for block in model.body.blocks)
+    assert lane.fuses == is_ours
+    assert tiers[-1] == (1, "recorded" if is_ours else "compiled")
 
 
 @pytest.mark.usefixtures("tiers")

@@ -16,9 +16,11 @@ import torch
 from retlab.artifacts import sha256_file
 from retlab.mixers import Attention, Mixer, Retention
 from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
+from retlab.mixers.own_kernels import try_own_kernels
 from retlab.mixers.retention_forms import retention_step
 from retlab.mixers.retention_kernel import kernel_can_step
-from retlab.mixers.rotary import rotation
+from retlab.mixers.rotary import RetNetFrequencies, rotation
+from retlab.models.body import Block
 from retlab.section import PROJECT_ROOT
 from tests.conftest import TINY, environment
 from tests.mixers.oracles import Calls
@@ -166,18 +168,56 @@ def test_one_token_on_our_kernel_is_the_plain_step(sizes: tuple[int, ...], compi
     torch.manual_seed(0)
     memory = torch.randn(batch, heads, values, keys).cuda().mT
     plain, decay = memory.double().contiguous(), torch.rand(heads, 1, 1).cuda()
+    try_own_kernels(memory.device)
     assert kernel_can_step(memory)
     assert not kernel_can_step(plain.float())
     address, step = memory.data_ptr(), torch.compile(retention_step, fullgraph=True) if compiled else retention_step
-    for _ in range(3):
-        qk = torch.randn(batch, 2 * heads, keys).cuda()
-        v = torch.randn(batch, heads, values).cuda()
-        out = step(qk, v, decay, 0.3, memory)
-        expected = retention_step(qk.double(), v.double(), decay.double(), 0.3, plain)
+    for position in range(3):
+        widths = [heads * keys, heads * keys, heads * values]
+        parts = torch.randn(batch, 1, 2 * heads * keys + heads * values).cuda().split(widths, dim=-1)
+        positions = torch.arange(batch, device="cuda")[:, None] * 5 + position
+        turn = rotation(positions, RetNetFrequencies(keys))
+        out = step(*parts, turn, decay, 0.3, memory)
+        expected = retention_step(*(part.double() for part in parts), turn, decay.double(), 0.3, plain)
         assert out.shape == expected.shape
         assert torch.allclose(out.double(), expected, rtol=1e-5, atol=1e-4)
         assert torch.allclose(memory.double(), plain, rtol=1e-5, atol=1e-5)
     assert memory.data_ptr() == address
+
+
+BLOCKS = {
+    "retention": {"name": "retention", "num_heads": 2, "value_size": 480},
+    "gelu": {"name": "glu", "intermediate_size": 176},
+    "silu": {"name": "glu", "intermediate_size": 1024, "activation": "silu"},
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_block_of_few_rows_is_the_block(kind: str, rows: int) -> None:
+    """Three tokens in a row in bfloat16, against the plain block in float32 with the same weights."""
+    torch.manual_seed(0)
+    block = Block(WIDTH, BLOCKS[kind], norm_eps=1e-6, dropout=0.0).cuda().bfloat16().eval()
+    torch.nn.init.normal_(block.norm.weight)
+    plain = copy.deepcopy(block).float()
+    hidden = torch.randn(3, rows, 1, WIDTH, device="cuda").bfloat16()
+    try_own_kernels(hidden.device)
+    memories, slot = [], torch.zeros((), dtype=torch.int64, device="cuda")
+    for each in (block, plain):
+        each.mixer.prepare_weights()
+        memories.append(each.mixer.reserve(each.mixer.empty_state(rows, each.norm.weight), 1))
+    assert block.mixer.fuses(hidden[0], block.norm, memories[0])
+    assert not plain.mixer.fuses(hidden[0].float(), plain.norm, memories[1])
+    for position, token in enumerate(hidden):
+        positions = torch.arange(rows, device="cuda")[:, None] + 5 * position
+        turn = None if block.mixer.frequencies is None else rotation(positions, block.mixer.frequencies)
+        with torch.no_grad():
+            found = block.advance(token, turn, memories[0], slot)
+            expected = plain.advance(token.float(), turn, memories[1], slot)
+        assert found.dtype == torch.bfloat16
+        assert float((found - expected).abs().max() / expected.abs().max()) < 2e-2
+    for mine, exact in zip(*(block.mixer.changing(memory) for memory in memories), strict=True):
+        assert float((mine - exact).abs().max() / exact.abs().max()) < 2e-2
 
 
 @pytest.mark.parametrize("architecture", SETTINGS)

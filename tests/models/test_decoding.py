@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.interpreted import take_kernels
 from tests.models.small import padded, small_ids, small_model
 from transformers import (
     LogitsProcessor,
@@ -17,7 +18,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 
+from retlab.mixers import own_kernels
 from retlab.models import causal_lm, decoding, engines, prompts, run_ahead, static_steps
 
 ARCHITECTURES = ("retnet", "transformer", "hybrid")
@@ -617,3 +620,41 @@ def test_positions_of_the_caller_are_kept(model, ours):
     positions = torch.arange(10)[None].repeat(2, 1) * 3
     check(model, ids, position_ids=positions, max_new_tokens=8, do_sample=False)
     assert len(ours) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_on_our_kernels_it_writes_the_same(architecture: str, batch: int, monkeypatch, ours) -> None:
+    """In float32, by Triton's interpreter: a GPU takes them in bfloat16."""
+    launched = take_kernels(monkeypatch)
+    model = small_model(architecture, pad_token_id=0)
+    ids = small_ids(batch, 9)
+    written = check(model, ids, max_new_tokens=12, do_sample=False)
+    ends = [int(written[0, 12]), int(written[-1, 15])]
+    check(model, ids, max_new_tokens=12, do_sample=False, eos_token_id=ends)
+    check(model, ids, max_new_tokens=4, do_sample=True, top_k=0)
+    assert len(ours) == 3
+    expected = {"product_kernel", "rotation_kernel", "choose_kernel"} | ({"norm_kernel"} if batch > 1 else set())
+    if architecture != "transformer":
+        expected |= {"step_kernel", "gated_norm_kernel"}
+    assert set(launched) == expected
+
+
+def test_our_kernels_are_told_to_be_out_of_order_once(monkeypatch) -> None:
+    """As where Triton finds no C compiler."""
+
+    def broken(*_):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
+
+    monkeypatch.setattr(own_kernels, "_runs", {})
+    monkeypatch.setattr(own_kernels, "rotation_kernel", object())
+    monkeypatch.setattr(own_kernels, "kernel_rotation", broken)
+    # There is no GPU here.
+    device, nothing = torch.device("cuda", 0), torch.ones(1)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: nothing)
+    told = []
+    monkeypatch.setattr(logging.get_logger(own_kernels.__name__), "warning", told.append)
+    for _ in range(2):
+        own_kernels.try_own_kernels(device)
+    assert not own_kernels.own_kernels_run(device)
+    assert told == ["Generation goes on without RetLab's own kernels, slower: Failed to find C compiler."]

@@ -149,6 +149,21 @@ class Mixer(nn.Module):
         self.load(reserved, state)
         return out
 
+    def fuses(self, hidden: torch.Tensor, norm: nn.RMSNorm, reserved: MixerState) -> bool:  # noqa: ARG002
+        """Whether `advance_fused` takes these hidden states, which come before the norm."""
+        return False
+
+    def advance_fused(
+        self,
+        hidden: torch.Tensor,
+        norm: nn.RMSNorm,
+        rotation: Rotation | None,
+        reserved: MixerState,
+        slot: torch.Tensor,
+    ) -> torch.Tensor:
+        """The whole residual block, hidden + advance(norm(hidden)), in kernels that compiling makes no faster."""
+        raise NotImplementedError
+
     def advance_to_last(
         self, hidden: torch.Tensor, rotation: Rotation | None, reserved: MixerState, slot: torch.Tensor
     ) -> torch.Tensor:

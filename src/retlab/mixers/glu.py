@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base import Misfit, Mixer, MixerState, refuse
+from .few_rows import added_product, fits_few_rows, normed_product
 from .projections import lay_side_by_side, project_few, weight_of_all
 from .rotary import Rotation
 
@@ -31,7 +32,7 @@ class GatedLinearUnit(Mixer):
         super().__init__()
         refuse(self.misfits(hidden_size, {"intermediate_size": intermediate_size, "activation": activation}))
         intermediate_size = 2 * hidden_size if intermediate_size is None else intermediate_size
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.dropout = dropout
         # TorchScale leaves them as PyTorch initialises them.
         self.fc1 = nn.Linear(hidden_size, intermediate_size, bias=False)
@@ -54,7 +55,7 @@ class GatedLinearUnit(Mixer):
         segment_ids: torch.Tensor | None = None,  # noqa: ARG002
         state: MixerState = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None]:
-        inner = F.dropout(self.activation(self.fc1(hidden)), self.dropout, self.training)
+        inner = F.dropout(ACTIVATIONS[self.activation](self.fc1(hidden)), self.dropout, self.training)
         return self.fc2(inner * self.gate(hidden)), None
 
     def prepare_weights(self) -> None:
@@ -81,7 +82,24 @@ class GatedLinearUnit(Mixer):
     ) -> torch.Tensor:
         """As the contract has it, in two products."""
         inner, gate = project_few(hidden, reserved.weight, self.fc1, self.gate)
-        return self.fc2(self.activation(inner) * gate)
+        return self.fc2(ACTIVATIONS[self.activation](inner) * gate)
+
+    def fuses(self, hidden: torch.Tensor, norm: nn.RMSNorm, reserved: ReservedUnit) -> bool:
+        """One token of few rows."""
+        return fits_few_rows(hidden, self.fc2.in_features, norm.weight, reserved.weight, self.fc2.weight)
+
+    def advance_fused(
+        self,
+        hidden: torch.Tensor,
+        norm: nn.RMSNorm,
+        rotation: Rotation | None,  # noqa: ARG002
+        reserved: ReservedUnit,
+        slot: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """As the contract has it, in two kernels for one row."""
+        assert reserved.weight is not None
+        inner = normed_product(hidden, norm, reserved.weight, self.activation)
+        return added_product(inner, self.fc2.weight, hidden)
 
     def core_flops_per_token(self, sequence_length: int) -> float:  # noqa: ARG002
         """All its work is in weight matrices."""

@@ -69,7 +69,12 @@ def project_few(hidden: torch.Tensor, joined: torch.Tensor | None, *maps: nn.Lin
     """`project` of one token a row or so, by what `weight_of_all` gave for the maps."""
     if joined is None:
         return tuple(each(hidden) for each in maps)
-    return F.linear(hidden, joined).split([each.out_features for each in maps], dim=-1)
+    return split_few(F.linear(hidden, joined), *maps)
+
+
+def split_few(outputs: torch.Tensor, *maps: nn.Linear) -> tuple[torch.Tensor, ...]:
+    """The outputs of each of several maps, from those of all side by side."""
+    return outputs.split([each.out_features for each in maps], dim=-1)
 
 
 def _can_move(linear: nn.Linear) -> bool:

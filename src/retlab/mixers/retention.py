@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .base import Misfit, Mixer, head_misfits, refuse
+from .few_rows import added_product, fits_few_rows, gated_norm_of_one_token, normed_product
 from .gated_norm import gated_norm
 from .kernels import can_run, kernel_retention
-from .projections import Projection, lay_side_by_side, project, project_few, weight_of_all
+from .projections import Projection, lay_side_by_side, project, project_few, split_few, weight_of_all
 from .retention_forms import (
     FORMS,
     RetentionState,
@@ -19,7 +21,8 @@ from .retention_forms import (
     retnet_log_decay,
     torchscale_parallel_retention,
 )
-from .rotary import RetNetFrequencies, Rotation, rotate_pairs, rotate_pairs_of_one_token
+from .retention_kernel import kernel_can_step
+from .rotary import RetNetFrequencies, Rotation, rotate_pairs
 
 
 class ReservedRetention(NamedTuple):
@@ -170,11 +173,29 @@ class Retention(Mixer):
             return out
         assert rotation is not None
         q, k, v, gate = project_few(hidden, reserved.weight, *self._projections)
-        both = torch.cat((q, k), dim=-1).unflatten(-1, (2 * self.num_heads, -1))
-        both = rotate_pairs_of_one_token(both, rotation).to(torch.float32)
-        value = v.unflatten(-1, (self.num_heads, -1))[:, 0].to(torch.float32)
-        out = retention_step(both, value, reserved.decay, self.key_width**-0.5, reserved.memory)
+        out = retention_step(q, k, v, rotation, reserved.decay, self.key_width**-0.5, reserved.memory)
         return self._finished(out.to(v.dtype), gate)
+
+    def fuses(self, hidden: torch.Tensor, norm: nn.RMSNorm, reserved: ReservedRetention) -> bool:
+        """One token of few rows, where no form is asked for by name."""
+        fits = fits_few_rows(hidden, self.out_proj.in_features, norm.weight, reserved.weight, self.out_proj.weight)
+        return fits and self.form is None and kernel_can_step(reserved.memory)
+
+    def advance_fused(
+        self,
+        hidden: torch.Tensor,
+        norm: nn.RMSNorm,
+        rotation: Rotation | None,
+        reserved: ReservedRetention,
+        slot: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """As the contract has it, in four kernels for one row."""
+        assert rotation is not None
+        assert reserved.weight is not None
+        together = normed_product(hidden, norm, reserved.weight)
+        q, k, v, gate = split_few(together, *self._projections)
+        out = retention_step(q, k, v, rotation, reserved.decay, self.key_width**-0.5, reserved.memory)
+        return added_product(gated_norm_of_one_token(out, gate, self.norm_eps), self.out_proj.weight, hidden)
 
     def advance_to_last(
         self, hidden: torch.Tensor, rotation: Rotation | None, reserved: ReservedRetention, slot: torch.Tensor

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .retention_kernel import kernel_can_step, kernel_step
 from .retention_loop import ChunkLoop, ChunkTable, suits_loop
 from .retention_paths import Paths, current_document, far_decays, near_decays, plain_paths, power_table, segment_paths
+from .rotary import Rotation, rotate_pairs_of_one_token
 
 FORMS = ("parallel", "chunkwise", "recurrent")
 
@@ -199,17 +200,26 @@ def _recurrent(inputs: _Inputs) -> tuple[torch.Tensor, RetentionState]:
 
 
 def retention_step(
-    qk: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, scale: float, memory: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rotation: Rotation,
+    decay: torch.Tensor,
+    scale: float,
+    memory: torch.Tensor,
 ) -> torch.Tensor:
     """Eq. 6 for one token, over the memory (batch, heads, key width, value width) float32, which it overwrites.
 
-    qk (batch, 2 heads, key width) float32 has the queries of all heads and then their keys, which take the `scale`;
-    v (batch, heads, value width) float32; `decay` (heads, 1, 1) float32 holds gamma. Returns (batch, heads, 1, value
-    width) float32.
+    q and k (batch, 1, heads x key width), not turned yet, of which keys take the `scale`, and v (batch, 1, heads x
+    value width) may be parts of wider rows; `decay` (heads, 1, 1) float32 holds gamma. Returns (batch, heads, 1,
+    value width) float32.
     """
     if kernel_can_step(memory):
-        return kernel_step(qk, v, decay, scale, memory)
-    q, k = qk.chunk(2, dim=1)
+        return kernel_step(q, k, v, rotation, decay, scale, memory)
+    heads = memory.shape[1]
+    both = torch.cat((q, k), dim=-1).unflatten(-1, (2 * heads, -1))
+    q, k = rotate_pairs_of_one_token(both, rotation).to(memory.dtype).chunk(2, dim=1)
+    v = v.unflatten(-1, (heads, -1))[:, 0].to(memory.dtype)
     memory.mul_(decay).addcmul_(k[..., None], v[..., None, :], value=scale)
     return q[..., None, :] @ memory
 

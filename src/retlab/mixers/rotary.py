@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+from .own_kernels import own_kernels_run
+from .rotary_kernel import kernel_rotation
+
 
 class Rotation(NamedTuple):
     """Cosine and sine of every position's angles, two (batch or 1, tokens, 1, pairs) float32 tensors."""
@@ -45,7 +48,23 @@ def rotation(positions: torch.Tensor, frequencies: Frequencies) -> Rotation:
 
     In float32 the angle itself would be off by 1e-3 at position 10,000; in bfloat16 by whole turns.
     """
-    turns = positions[..., None, None].to(torch.float64) * (frequencies.values(positions.device) / (2 * math.pi))
+    return _rotation(positions, turns_of(frequencies, positions.device))
+
+
+def turns_of(frequencies: Frequencies, device: torch.device) -> torch.Tensor:
+    """Turns from one position to the next (pairs,) float64."""
+    return frequencies.values(device) / (2 * math.pi)
+
+
+def rotation_by(positions: torch.Tensor, turns_each: torch.Tensor) -> Rotation:
+    """`rotation` of `positions` on the current device, by what `turns_of` gave."""
+    if positions.shape[1] == 1 and own_kernels_run(positions.device):
+        return Rotation(*kernel_rotation(positions, turns_each))
+    return _rotation(positions, turns_each)
+
+
+def _rotation(positions: torch.Tensor, turns_each: torch.Tensor) -> Rotation:
+    turns = positions[..., None, None].to(torch.float64) * turns_each
     # Whole turns are taken off in float64, so that float32 does for the sine: many GPUs compute it faster by far.
     angles = ((turns - turns.round()) * (2 * math.pi)).to(torch.float32)
     return Rotation(angles.cos(), angles.sin())

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..mixers import MIXERS, Mixer
 from ..mixers.base import Misfit, MixerState, refuse
-from ..mixers.rotary import Frequencies, Rotation, rotation
+from ..mixers.rotary import Frequencies, Rotation, rotation, rotation_by
 from .fields import FIELDS, Problem, check_value
 
 States = list[MixerState]
@@ -129,6 +129,8 @@ class Block(nn.Module):
         only_last: bool = False,
     ) -> torch.Tensor:
         """The block at tokens that continue, or at the last of them alone; see `Mixer.advance`."""
+        if self.mixer.fuses(hidden, self.norm, reserved):
+            return self.mixer.advance_fused(hidden, self.norm, rotation, reserved, slot)
         normed = self.norm.of_model_dtype(hidden)
         if only_last:
             return hidden[:, -1:] + self.mixer.advance_to_last(normed, rotation, reserved, slot)
@@ -203,10 +205,14 @@ class Body(nn.Module):
         positions: torch.Tensor,
         reserved: States,
         slot: torch.Tensor,
+        turns: list[torch.Tensor],
         advance_block: Callable[..., torch.Tensor] = Block.advance,
     ) -> torch.Tensor:
-        """The normed hidden states of the last of the tokens (batch, 1, hidden_size); see `Mixer.advance`."""
-        rotations = [rotation(positions, frequencies) for frequencies in self.frequencies]
+        """Hidden states of the last of the tokens (batch, 1, hidden_size), not normed yet; see `Mixer.advance`.
+
+        `turns` are those of `frequencies`, which are the same for every call.
+        """
+        rotations = [rotation_by(positions, each) for each in turns]
         hidden = embeddings
         mixers = [cast(Mixer, block.mixer) for block in self.blocks]
         changing = [mixer.changing(memory) for mixer, memory in zip(mixers, reserved, strict=True)]
@@ -220,7 +226,7 @@ class Body(nn.Module):
             only_last = index == last and hidden.shape[1] > 1
             turn = None if turned_by is None else rotations[turned_by]
             hidden = advance_block(block, hidden, turn, memory, slot, only_last)
-        return self.norm(hidden[:, -1:])
+        return hidden[:, -1:]
 
 
 def relative_segments(

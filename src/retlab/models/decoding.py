@@ -96,6 +96,7 @@ def decode(model: Any, request: Request) -> Any:
             capacity = _room_for(cache.seen + request.new_tokens)
 
     with contextlib.ExitStack() as held, torch.inference_mode(False), torch.no_grad():
+        held.enter_context(_current(model.lm_head.weight.device))
         lane = claim(engine, prompt, pieces)
         if lane is None:
             lane = held.enter_context(engine.lane(batch, capacity, cache.states))
@@ -121,6 +122,11 @@ def decode(model: Any, request: Request) -> Any:
     if request.generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache)
     return sequences
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes a GPU the one that kernels are launched on."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _rows(request: Request) -> int:

@@ -16,7 +16,11 @@ from torch import nn
 from transformers.utils import logging
 
 from ..mixers import Mixer
+from ..mixers.few_rows import fits_few_rows, normed_product
+from ..mixers.own_kernels import try_own_kernels
+from ..mixers.rotary import turns_of
 from .body import Block, Body, States
+from .likeliest_kernel import kernel_can_choose, kernel_choose
 from .recording import Recorder
 
 WARM_CALLS = 2
@@ -47,7 +51,7 @@ MOST_ENDS = 8
 class Parts:
     """What a step needs of a model, without a reference to the model itself."""
 
-    def __init__(self, embed_tokens: nn.Module, body: Body, lm_head: nn.Linear) -> None:
+    def __init__(self, embed_tokens: nn.Embedding, body: Body, lm_head: nn.Linear) -> None:
         self.embed_tokens, self.body, self.lm_head = embed_tokens, body, lm_head
 
     @property
@@ -61,8 +65,10 @@ class Lane:
 
     Attributes:
         states: what the mixers reserved.
+        turns: of the body's frequencies, float64.
         slot: () int64, slots fed so far, padding included, blanks in front of the prompt not: it is negative there.
         logits: (batch, vocab_size) of the last token.
+        fuses: whether every block does in kernels of its own what a compiler would, for one token.
         finished: (batch,) bool, rows that have had one of `ends`, and get `pad` from then on.
         ring: (batch, RING) int64; the token that is fed at slot s stands at s % RING.
     """
@@ -74,12 +80,17 @@ class Lane:
         self._mixers = [cast(Mixer, block.mixer) for block in parts.body.blocks]
         like = like or [mixer.empty_state(batch, weight) for mixer in self._mixers]
         self.states = [mixer.reserve(state, capacity) for mixer, state in zip(self._mixers, like, strict=True)]
+        try_own_kernels(device)
+        self.turns = [turns_of(frequencies, device) for frequencies in parts.body.frequencies]
         self.slot = torch.zeros((), dtype=torch.int64, device=device)
         self.logits = torch.zeros(batch, len(weight), dtype=weight.dtype, device=device)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=device)
         self.pad = torch.zeros((), dtype=torch.int64, device=device)
         self.ends = torch.full((MOST_ENDS,), -1, dtype=torch.int64, device=device)
         self.ring = torch.zeros(batch, RING, dtype=torch.int64, device=device)
+        hidden = weight.new_empty(batch, 1, weight.shape[1])
+        blocks = zip(parts.body.blocks, self.states, strict=True)
+        self.fuses = all(cast(Mixer, block.mixer).fuses(hidden, cast(Block, block).norm, own) for block, own in blocks)
         self.busy = threading.Lock()
         self._steps: dict[int, Step] = {}
 
@@ -121,6 +132,10 @@ class Lane:
 
     def choose(self, logits: torch.Tensor) -> None:
         """Take the likeliest next token of every row, and have it fed next."""
+        if kernel_can_choose(logits):
+            ids = self.step(1).ids
+            kernel_choose(logits, self.finished, self.pad, self.ends, ids, self.ring, self.slot)
+            return
         token = torch.where(self.finished, self.pad, logits.argmax(-1))[:, None]
         self.finished.logical_or_((token == self.ends).any(1))
         self.feed(token)
@@ -157,7 +172,7 @@ class Step:
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._recorder = Recorder(lane.slot.device) if lane.slot.is_cuda else None
-        self._compiles = tokens == 1 or lane.batch * tokens >= COMPILED_PIECE
+        self._compiles = lane.batch * tokens >= COMPILED_PIECE if tokens > 1 else not lane.fuses
 
     @property
     def is_settled(self) -> bool:
@@ -189,15 +204,27 @@ class Step:
         assert lane is not None
         parts = lane.parts
         advance = advance_compiled if self._compiled else Block.advance
-        hidden = parts.body.advance(self._embeddings(parts), self.positions, lane.states, lane.slot, advance)
-        lane.logits.copy_(parts.lm_head(hidden[:, -1]))
+        hidden = parts.body.advance(
+            self._embeddings(parts), self.positions, lane.states, lane.slot, lane.turns, advance
+        )
+        self._write_logits(parts, hidden, lane.logits)
         lane.slot.add_(self.tokens)
         if self.tokens == 1:
             self.positions.add_(1)
             lane.choose(lane.logits)
 
+    def _write_logits(self, parts: Parts, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        norm, weight = parts.body.norm, parts.lm_head.weight
+        if fits_few_rows(hidden, hidden.shape[2], norm.weight, weight):
+            normed_product(hidden, norm, weight, out=logits)
+        else:
+            logits.copy_(parts.lm_head(norm(hidden)[:, 0]))
+
     def _embeddings(self, parts: Parts) -> torch.Tensor:
         if self.tokens == 1:
+            if self.ids.is_cuda and len(self.ids) > 1:
+                # PyTorch's embedding of 16 rows takes 8 us on an H200, reading them by index 2; of one row 2 and 3.
+                return parts.embed_tokens.weight[self.ids]
             return parts.embed_tokens(self.ids)
         blank = (self.ids == BLANK)[..., None]
         return parts.embed_tokens(self.ids.clamp(min=0)).masked_fill(blank, 0)
@@ -230,7 +257,7 @@ def advance_compiled(block: Block, hidden: torch.Tensor, *inputs: Any) -> torch.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         options = ONE_TOKEN_OPTIONS if is_one_token else None
         _compiled_blocks[is_one_token] = torch.compile(Block.advance, dynamic=False, fullgraph=True, options=options)
-    if type(block.mixer) in _kinds_that_do_not_compile:
+    if type(block.mixer) in _kinds_that_do_not_compile or block.mixer.fuses(hidden, block.norm, inputs[1]):
         return block.advance(hidden, *inputs)
     try:
         return _compiled_blocks[is_one_token](block, hidden, *inputs)

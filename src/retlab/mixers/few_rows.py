@@ -1,0 +1,220 @@
+"""Products of one token of a few rows with the norms, gates and sums around them, in few Triton kernels.
+
+A GPU reads a layer's weights in less time than it takes to begin and end the small kernels between its products. Here
+hidden states of bfloat16 go in and out, and everything between is float32. Of one row, the norm of its hidden states
+is part of the product that reads them; of several, whose products are left to tensor cores, it is a kernel before it.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .own_kernels import own_kernels_run
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+MOST_ROWS = 16
+"""Rows that one program takes together: those of the smallest product of a tensor core."""
+
+OLDEST = (8, 0)
+"""Compute capability from which tensor cores take bfloat16."""
+
+SMALLEST_STEP = 16
+"""Channels that the widths of products are multiples of, so that whole lines of memory are read."""
+
+product_kernel: Any = None
+norm_kernel: Any = None
+gated_norm_kernel: Any = None
+
+if triton is not None:
+
+    @triton.jit
+    def activated(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
+        """The activations of the gated linear unit, by name."""
+        if activation == "gelu":
+            x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+        elif activation == "silu":
+            x = x * tl.sigmoid(x)
+        else:
+            x = tl.maximum(x, 0.0)
+        return x
+
+    @triton.jit
+    def with_product(total, x, place, inside, tall: tl.constexpr):  # type: ignore[no-untyped-def]
+        """`total` and the product of x (tall, step) with the weights (block, step) at `place`.
+
+        Of one row the products are added up by `summed`, and tensor cores add up those of several.
+        """
+        weight = tl.load(place, mask=inside, other=0.0)
+        if tall == 1:
+            total += x.to(tl.float32) * weight.to(tl.float32)
+        else:
+            total = tl.dot(x.to(weight.dtype), weight.trans(), total)
+        return total
+
+    @triton.jit
+    def summed(total, tall: tl.constexpr):  # type: ignore[no-untyped-def]
+        """(tall, block) of what `with_product` gave."""
+        return tl.sum(total, axis=1)[None, :] if tall == 1 else total
+
+    @triton.jit
+    def product_kernel(  # type: ignore[no-untyped-def]
+        x, norm, weight, residual, out, eps, rows, features, width: tl.constexpr,
+        normed: tl.constexpr, activation: tl.constexpr, added: tl.constexpr,
+        tall: tl.constexpr, block: tl.constexpr, step: tl.constexpr,
+    ):  # fmt: skip
+        """`block` features of all rows: `added_product`, and `normed_product` of one row or of what is normed."""
+        row, feature = tl.arange(0, tall), tl.program_id(0) * block + tl.arange(0, block)
+        is_row, is_feature = (row < rows)[:, None], (feature < features)[:, None]
+        squares = tl.zeros([tall, step], tl.float32)
+        product = tl.zeros([block if tall == 1 else tall, step if tall == 1 else block], tl.float32)
+        gate = product
+        for start in range(0, width, step):
+            channel = start + tl.arange(0, step)[None, :]
+            inside = channel < width
+            read = tl.load(x + row[:, None] * width + channel, mask=is_row & inside, other=0.0)
+            if normed:
+                read = read.to(tl.float32)
+                squares += read * read
+                # The row's own factor comes last, for one pass over the row.
+                read *= tl.load(norm + channel, mask=inside, other=0.0).to(tl.float32)
+            place = weight + feature.to(tl.int64)[:, None] * width + channel
+            product = with_product(product, read, place, is_feature & inside, tall)
+            if activation is not None:
+                # The gate's weights come after all of the other's.
+                gate = with_product(gate, read, place + features.to(tl.int64) * width, is_feature & inside, tall)
+        product, gate = summed(product, tall), summed(gate, tall)
+        if normed:
+            factor = tl.rsqrt(tl.sum(squares, axis=1) / width + eps)[:, None]
+            product, gate = product * factor, gate * factor
+        if activation is not None:
+            product = activated(product, activation) * gate
+        place, inside = row[:, None] * features + feature[None, :], is_row & (feature < features)[None, :]
+        if added:
+            product += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + place, product.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def norm_kernel(x, norm, out, eps, width: tl.constexpr, wide: tl.constexpr):  # type: ignore[no-untyped-def]
+        """The norm of one row."""
+        channel = tl.arange(0, wide)
+        inside, start = channel < width, tl.program_id(0) * width
+        read = tl.load(x + start + channel, mask=inside, other=0.0).to(tl.float32)
+        read *= tl.rsqrt(tl.sum(read * read, axis=0) / width + eps)
+        read *= tl.load(norm + channel, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + start + channel, read.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def gated_norm_kernel(  # type: ignore[no-untyped-def]
+        x, gate, gate_row, out, eps, heads, width: tl.constexpr, wide: tl.constexpr
+    ):
+        """`gated_norm_of_one_token` for one head of one row."""
+        row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+        channel = tl.arange(0, wide)
+        inside = channel < width
+        read = tl.load(x + tl.program_id(0) * width + channel, mask=inside, other=0.0)
+        opening = tl.load(gate + row * gate_row + head * width + channel, mask=inside, other=0.0).to(tl.float32)
+        gated = opening * tl.sigmoid(opening) * read * tl.rsqrt(tl.sum(read * read, axis=0) / width + eps)
+        tl.store(out + tl.program_id(0) * width + channel, gated.to(out.dtype.element_ty), mask=inside)
+
+
+class Tile(NamedTuple):
+    """How a product is shared out."""
+
+    block: int
+    "Features of a program."
+    step: int
+    "Channels that it reads at a time."
+    warps: int
+    stages: int
+    "Steps of which the memory is being read at once."
+
+
+def tile_for(rows: int, features: int, width: int, matrices: int) -> Tile:
+    """What was fastest on an H200, or nearly so, for widths of 1,024 and 2,048, as far as the width allows it.
+
+    It fits the 99 KiB that the programs of smaller GPUs can share, whose features may be those of two matrices.
+    """
+    if rows == 1:
+        return Tile(4, min(4096, triton.next_power_of_2(width)), 4, 1)
+    # Where few programs share the work, each has more of it under way.
+    if features >= 16_384:
+        block, step = 64 // matrices, 128
+    else:
+        block, step = 16, 512 // matrices if features <= 2_048 else 256
+    return Tile(block, min(step, width & -width), 2, 4)
+
+
+def fits_few_rows(hidden: torch.Tensor, width: int, *weights: torch.Tensor | None) -> bool:
+    """Whether the kernels take hidden (rows, 1, hidden_size), these weights, and products over `width` channels."""
+    return (
+        own_kernels_run(hidden.device)
+        and torch.cuda.get_device_capability(hidden.device) >= OLDEST
+        and hidden.shape[0] <= MOST_ROWS
+        and hidden.shape[1] == 1
+        and hidden.shape[2] % SMALLEST_STEP == width % SMALLEST_STEP == 0
+        and all(x is not None and x.dtype == torch.bfloat16 and x.is_contiguous() for x in (hidden, *weights))
+    )
+
+
+def normed_product(
+    hidden: torch.Tensor,
+    norm: nn.RMSNorm,
+    weight: torch.Tensor,
+    activation: str | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The norm of hidden (rows, 1, width) times weight (features, width): (rows, 1, features), written to `out` if any.
+
+    With an activation it is what a gated linear unit has before its last product: weight (2 x features, width) then
+    has what is activated, and after it what that is multiplied with.
+    """
+    rows, _, width = hidden.shape
+    features = len(weight) if activation is None else len(weight) // 2
+    if rows > 1:
+        normed = torch.empty_like(hidden)
+        norm_kernel[(rows,)](hidden, norm.weight, normed, norm.eps, width=width, wide=triton.next_power_of_2(width))
+        hidden = normed
+    out = hidden.new_empty(rows, 1, features) if out is None else out
+    return _product(hidden, weight, out, norm=norm if rows == 1 else None, activation=activation)
+
+
+def added_product(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """residual (rows, 1, features) plus x (rows, 1, width) times weight (features, width)."""
+    return _product(x, weight, torch.empty_like(residual), residual=residual)
+
+
+def _product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    norm: nn.RMSNorm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    (rows, _, width), features = x.shape, out.shape[-1]
+    tile = tile_for(rows, features, width, len(weight) // features)
+    product_kernel[(triton.cdiv(features, tile.block),)](
+        x, x if norm is None else norm.weight, weight, x if residual is None else residual, out,
+        0.0 if norm is None else norm.eps, rows, features, width=width,
+        normed=norm is not None, activation=activation, added=residual is not None,
+        tall=1 if rows == 1 else MOST_ROWS, block=tile.block, step=tile.step,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out
+
+
+def gated_norm_of_one_token(x: torch.Tensor, gate: torch.Tensor, eps: float) -> torch.Tensor:
+    """`gated_norm` of x (rows, heads, 1, width) float32 and gate (rows, 1, heads x width), whose rows may lie apart."""
+    rows, heads, _, width = x.shape
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    gated_norm_kernel[(rows * heads,)](
+        x, gate, gate.stride(0), out, eps, heads, width=width, wide=triton.next_power_of_2(width)
+    )
+    return out

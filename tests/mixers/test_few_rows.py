@@ -1,0 +1,157 @@
+"""The kernels of one token of a few rows, run by Triton's interpreter, against the plain forms in float64.
+
+What a GPU makes of them is in `tests/test_gpu_kernels.py`; here they are compiled for GPUs that are not there.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests.interpreted import interpret
+from torch import nn
+from torch.nn import functional as F
+
+from retlab.mixers import few_rows
+from retlab.mixers.few_rows import Tile, added_product, gated_norm_of_one_token, normed_product
+from retlab.mixers.gated_norm import gated_norm
+from retlab.mixers.glu import ACTIVATIONS
+from retlab.mixers.retention_forms import retention_step
+from retlab.mixers.retention_kernel import kernel_step
+from retlab.mixers.rotary import RetNetFrequencies, RopeFrequencies, rotation, turns_of
+from retlab.mixers.rotary_kernel import kernel_rotation
+from retlab.section import PROJECT_ROOT
+
+ROWS = (1, 2, 16)
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch) -> None:
+    interpret(monkeypatch)
+    torch.manual_seed(0)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def a_norm(width: int) -> nn.RMSNorm:
+    norm = nn.RMSNorm(width, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    return norm
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("width", "features"), [(64, 48), (48, 7), (32, 1)])
+def test_a_product_of_the_norm(rows: int, width: int, features: int) -> None:
+    norm, weight, hidden = a_norm(width), torch.randn(features, width), torch.randn(rows, 1, width)
+    # A row of large and one of tiny numbers, of which the norm makes the same size.
+    hidden[0] *= 100
+    hidden[-1] /= 100
+    normed = F.rms_norm(hidden.double(), (width,), norm.weight.double(), 1e-6)
+    close(normed_product(hidden, norm, weight), normed @ weight.double().T)
+    out = torch.full((rows, features), 7.0)
+    normed_product(hidden, norm, weight, out=out)
+    close(out, (normed @ weight.double().T)[:, 0])
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_gated_linear_unit(rows: int, activation: str) -> None:
+    norm, weight, hidden = a_norm(32), torch.randn(2 * 21, 32), torch.randn(rows, 1, 32)
+    inner, gate = (F.rms_norm(hidden.double(), (32,), norm.weight.double(), 1e-6) @ weight.double().T).chunk(2, -1)
+    found = normed_product(hidden, norm, weight, activation)
+    close(found, ACTIVATIONS[activation](inner) * gate)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_product_that_is_added(rows: int) -> None:
+    x, weight, residual = torch.randn(rows, 1, 48), torch.randn(10, 48), torch.randn(rows, 1, 10)
+    close(added_product(x, weight, residual), residual.double() + x.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("tile", [Tile(4, 16, 1, 1), Tile(16, 16, 4, 3), Tile(8, 32, 2, 2)])
+def test_every_tile_gives_the_same(rows: int, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several steps over the width, the last of which may be wider than what is left."""
+    monkeypatch.setattr(few_rows, "tile_for", lambda *_: tile)
+    width = 48 if rows == 1 else 64
+    norm, weight, hidden = a_norm(width), torch.randn(20, width), torch.randn(rows, 1, width)
+    inner, gate = (F.rms_norm(hidden.double(), (width,), norm.weight.double(), 1e-6) @ weight.double().T).chunk(2, -1)
+    close(normed_product(hidden, norm, weight, "gelu"), F.gelu(inner) * gate)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("width", [4, 24])
+def test_the_gated_norm_of_rows_that_lie_apart(rows: int, width: int) -> None:
+    x = torch.randn(rows, 3, 1, width) * torch.tensor([1e-2, 1.0, 1e2])[:, None, None]
+    gate = torch.randn(rows, 1, 5 * width)[..., width : 4 * width]
+    expected = gated_norm(x.double().transpose(1, 2), gate.double(), 1e-6)
+    close(gated_norm_of_one_token(x, gate, 1e-6), expected)
+
+
+@pytest.mark.parametrize("frequencies", [RetNetFrequencies(6), RopeFrequencies(16, 10_000.0)])
+def test_the_rotation_of_one_token(frequencies) -> None:
+    """Far positions too, of which float32 would not know the angle; a view of positions whose rows lie apart."""
+    positions = torch.tensor([[0, 3], [5, 1], [9, 123_456_789], [2, -4]])[:, 1:]
+    found = kernel_rotation(positions, turns_of(frequencies, positions.device))
+    for mine, plain in zip(found, rotation(positions, frequencies), strict=True):
+        assert mine.shape == plain.shape
+        assert torch.allclose(mine, plain, atol=3e-7)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 4, 8, 16), (3, 2, 6, 5), (2, 3, 2, 1)])
+def test_a_step_of_retention(sizes: tuple[int, ...], shared: bool) -> None:
+    """Three tokens in a row, of parts of wider rows, whose positions are one row's for all or every row's own."""
+    batch, heads, keys, values = sizes
+    memory = torch.randn(batch, heads, values, keys).mT
+    plain, decay = memory.double().contiguous(), torch.rand(heads, 1, 1)
+    for position in range(3):
+        parts = torch.randn(batch, 1, heads * (2 * keys + values) + 3).split(
+            [heads * keys] * 2 + [heads * values, 3], -1
+        )
+        positions = torch.arange(1 if shared else batch)[:, None] * 5 + position
+        turn = rotation(positions, RetNetFrequencies(keys))
+        out = kernel_step(*parts[:3], turn, decay, 0.3, memory)
+        close(out, retention_step(*(part.double() for part in parts[:3]), turn, decay.double(), 0.3, plain))
+        close(memory, plain)
+
+
+def test_what_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of tensors of a CPU, on which the kernels are said to run."""
+    runs, capability = True, (9, 0)
+    monkeypatch.setattr(few_rows, "own_kernels_run", lambda _: runs)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+
+    def bf16(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    fits = few_rows.fits_few_rows
+    assert fits(bf16(16, 1, 32), 48, bf16(32), bf16(7, 32))
+    assert not fits(bf16(17, 1, 32), 48)
+    assert not fits(bf16(1, 2, 32), 48)
+    assert not fits(bf16(1, 1, 24), 48)
+    assert not fits(bf16(1, 1, 32), 40)
+    assert not fits(bf16(1, 1, 32).half(), 48)
+    assert not fits(bf16(1, 1, 32).float(), 48)
+    assert not fits(bf16(1, 1, 32), 48, bf16(7, 32).float())
+    assert not fits(bf16(1, 1, 32), 48, bf16(32, 7).T)
+    assert not fits(bf16(1, 1, 32), 48, None)
+    capability = (7, 5)
+    assert not fits(bf16(16, 1, 32), 48)
+    runs, capability = False, (9, 0)
+    assert not fits(bf16(16, 1, 32), 48)
+
+
+def test_the_kernels_compile_for_gpus(tmp_path) -> None:
+    """Which GPU it is for does not matter to Triton: nothing is run."""
+    pytest.importorskip("triton", reason="needs Triton, which exists for Linux")
+    kept = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(PROJECT_ROOT / "tests" / "compile_kernels.py")]
+    answer = subprocess.run(command, capture_output=True, text=True, env=kept, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "product_kernel for 80" in answer.stdout
+    assert "choose_kernel for 90" in answer.stdout
