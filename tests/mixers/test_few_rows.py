@@ -146,6 +146,7 @@ def test_what_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits(bf16(16, 1, 32), 48)
 
 
+@pytest.mark.component
 def test_the_kernels_compile_for_gpus(tmp_path) -> None:
     """Which GPU it is for does not matter to Triton: nothing is run."""
     pytest.importorskip("triton", reason="needs Triton, which exists for Linux")
