@@ -142,12 +142,13 @@ def tile_for(rows: int, features: int, width: int, matrices: int) -> Tile:
     """
     if rows == 1:
         return Tile(4, min(4096, triton.next_power_of_2(width)), 4, 1)
-    # Where few programs share the work, each has more of it under way.
     if features >= 16_384:
-        block, step = 64 // matrices, 128
+        tile = Tile(64 // matrices, 128, 2, 3)
+    elif features * matrices <= 2_048:
+        tile = Tile(16, 512, 2, 4)
     else:
-        block, step = 16, 512 // matrices if features <= 2_048 else 256
-    return Tile(block, min(step, width & -width), 2, 4)
+        tile = Tile(16, 256, 1, 4)
+    return tile._replace(step=min(tile.step, width & -width))
 
 
 def fits_few_rows(hidden: torch.Tensor, width: int, *weights: torch.Tensor | None) -> bool:
