@@ -35,13 +35,14 @@ CHOOSE = {"logits": BF16, "finished": "*i1", "pad": I64, "ends": I64, "ids": I64
 
 def compile_for(capability: int, kernel: Any, types: dict[str, str], options: dict[str, int], **constants: Any) -> None:
     """Compile one kernel with pointers as torch aligns them."""
-    names = kernel.arg_names
+    names, constants = kernel.arg_names, constants | {"early": capability >= 90}
     signature = {name: types.get(name, "constexpr") for name in names}
     known = {(names.index(name),): value for name, value in constants.items()}
     aligned = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(names) if "*" in signature[name]}
     source = ASTSource(kernel, signature, constexprs=known, attrs=aligned)
     found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert found.metadata.shared <= SHARED, f"{kernel.__name__} needs {found.metadata.shared} bytes: {constants}"
+    assert ("griddepcontrol.wait" in found.asm["ptx"]) == constants["early"]
     print(f"{kernel.__name__} for {capability}: {len(found.asm['cubin'])} bytes, {constants}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .early_launch import early_launch, wait_for_inputs
 from .own_kernels import own_kernels_run
 
 try:
@@ -45,12 +46,11 @@ if triton is not None:
         return x
 
     @triton.jit
-    def with_product(total, x, place, inside, tall: tl.constexpr):  # type: ignore[no-untyped-def]
-        """`total` and the product of x (tall, step) with the weights (block, step) at `place`.
+    def with_product(total, x, weight, tall: tl.constexpr):  # type: ignore[no-untyped-def]
+        """`total` and the product of x (tall, step) with weights (block, step).
 
         Of one row the products are added up by `summed`, and tensor cores add up those of several.
         """
-        weight = tl.load(place, mask=inside, other=0.0)
         if tall == 1:
             total += x.to(tl.float32) * weight.to(tl.float32)
         else:
@@ -58,14 +58,26 @@ if triton is not None:
         return total
 
     @triton.jit
+    def fetch(weight, feature, features, width: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Have the weights of these features brought to the cache that all multiprocessors share."""
+        lines: tl.constexpr = (width + 63) // 64
+        line = tl.arange(0, triton.next_power_of_2(lines))[None, :]
+        # Lines of 128 bytes; what lies beyond the end is the last line once more.
+        place = tl.minimum(feature, features - 1).to(tl.int64)[:, None] * width + tl.minimum(line, lines - 1) * 64
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [weight + place], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+    @triton.jit
     def summed(total, tall: tl.constexpr):  # type: ignore[no-untyped-def]
         """(tall, block) of what `with_product` gave."""
         return tl.sum(total, axis=1)[None, :] if tall == 1 else total
 
-    @triton.jit
+    # The same kernel for every number of rows but one.
+    @triton.jit(do_not_specialize=["rows"])
     def product_kernel(  # type: ignore[no-untyped-def]
         x, norm, weight, residual, out, eps, rows, features, width: tl.constexpr,
-        normed: tl.constexpr, activation: tl.constexpr, added: tl.constexpr,
+        normed: tl.constexpr, activation: tl.constexpr, added: tl.constexpr, early: tl.constexpr,
         tall: tl.constexpr, block: tl.constexpr, step: tl.constexpr,
     ):  # fmt: skip
         """`block` features of all rows: `added_product`, and `normed_product` of one row or of what is normed."""
@@ -74,20 +86,34 @@ if triton is not None:
         squares = tl.zeros([tall, step], tl.float32)
         product = tl.zeros([block if tall == 1 else tall, step if tall == 1 else block], tl.float32)
         gate = product
+        if tall > 1:
+            if early:
+                fetch(weight, feature, features, width)
+                if activation is not None:
+                    fetch(weight + features.to(tl.int64) * width, feature, features, width)
+            # Here, because within the loop it would keep Triton from reading ahead.
+            wait_for_inputs(early)
         for start in range(0, width, step):
             channel = start + tl.arange(0, step)[None, :]
             inside = channel < width
+            place = weight + feature.to(tl.int64)[:, None] * width + channel
+            own = tl.load(place, mask=is_feature & inside, other=0.0)
+            if activation is not None:
+                # The gate's weights come after all of the other's.
+                others = tl.load(place + features.to(tl.int64) * width, mask=is_feature & inside, other=0.0)
+            if normed:
+                scale = tl.load(norm + channel, mask=inside, other=0.0).to(tl.float32)
+            if tall == 1:
+                wait_for_inputs(early)
             read = tl.load(x + row[:, None] * width + channel, mask=is_row & inside, other=0.0)
             if normed:
                 read = read.to(tl.float32)
                 squares += read * read
                 # The row's own factor comes last, for one pass over the row.
-                read *= tl.load(norm + channel, mask=inside, other=0.0).to(tl.float32)
-            place = weight + feature.to(tl.int64)[:, None] * width + channel
-            product = with_product(product, read, place, is_feature & inside, tall)
+                read *= scale
+            product = with_product(product, read, own, tall)
             if activation is not None:
-                # The gate's weights come after all of the other's.
-                gate = with_product(gate, read, place + features.to(tl.int64) * width, is_feature & inside, tall)
+                gate = with_product(gate, read, others, tall)
         product, gate = summed(product, tall), summed(gate, tall)
         if normed:
             factor = tl.rsqrt(tl.sum(squares, axis=1) / width + eps)[:, None]
@@ -100,23 +126,27 @@ if triton is not None:
         tl.store(out + place, product.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def norm_kernel(x, norm, out, eps, width: tl.constexpr, wide: tl.constexpr):  # type: ignore[no-untyped-def]
+    def norm_kernel(  # type: ignore[no-untyped-def]
+        x, norm, out, eps, width: tl.constexpr, wide: tl.constexpr, early: tl.constexpr
+    ):
         """The norm of one row."""
         channel = tl.arange(0, wide)
         inside, start = channel < width, tl.program_id(0) * width
+        scale = tl.load(norm + channel, mask=inside, other=0.0).to(tl.float32)
+        wait_for_inputs(early)
         read = tl.load(x + start + channel, mask=inside, other=0.0).to(tl.float32)
-        read *= tl.rsqrt(tl.sum(read * read, axis=0) / width + eps)
-        read *= tl.load(norm + channel, mask=inside, other=0.0).to(tl.float32)
+        read *= tl.rsqrt(tl.sum(read * read, axis=0) / width + eps) * scale
         tl.store(out + start + channel, read.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
     def gated_norm_kernel(  # type: ignore[no-untyped-def]
-        x, gate, gate_row, out, eps, heads, width: tl.constexpr, wide: tl.constexpr
+        x, gate, gate_row, out, eps, heads, width: tl.constexpr, wide: tl.constexpr, early: tl.constexpr
     ):
         """`gated_norm_of_one_token` for one head of one row."""
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
         channel = tl.arange(0, wide)
         inside = channel < width
+        wait_for_inputs(early)
         read = tl.load(x + tl.program_id(0) * width + channel, mask=inside, other=0.0)
         opening = tl.load(gate + row * gate_row + head * width + channel, mask=inside, other=0.0).to(tl.float32)
         gated = opening * tl.sigmoid(opening) * read * tl.rsqrt(tl.sum(read * read, axis=0) / width + eps)
@@ -179,7 +209,10 @@ def normed_product(
     features = len(weight) if activation is None else len(weight) // 2
     if rows > 1:
         normed = torch.empty_like(hidden)
-        norm_kernel[(rows,)](hidden, norm.weight, normed, norm.eps, width=width, wide=triton.next_power_of_2(width))
+        norm_kernel[(rows,)](
+            hidden, norm.weight, normed, norm.eps, width=width, wide=triton.next_power_of_2(width),
+            **early_launch(hidden.device),
+        )  # fmt: skip
         hidden = normed
     out = hidden.new_empty(rows, 1, features) if out is None else out
     return _product(hidden, weight, out, norm=norm if rows == 1 else None, activation=activation)
@@ -206,7 +239,7 @@ def _product(
         0.0 if norm is None else norm.eps, rows, features, width=width,
         normed=norm is not None, activation=activation, added=residual is not None,
         tall=1 if rows == 1 else MOST_ROWS, block=tile.block, step=tile.step,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **early_launch(x.device),
     )  # fmt: skip
     return out
 
@@ -216,6 +249,7 @@ def gated_norm_of_one_token(x: torch.Tensor, gate: torch.Tensor, eps: float) -> 
     rows, heads, _, width = x.shape
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     gated_norm_kernel[(rows * heads,)](
-        x, gate, gate.stride(0), out, eps, heads, width=width, wide=triton.next_power_of_2(width)
-    )
+        x, gate, gate.stride(0), out, eps, heads, width=width, wide=triton.next_power_of_2(width),
+        **early_launch(x.device),
+    )  # fmt: skip
     return out

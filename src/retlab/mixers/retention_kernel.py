@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from .early_launch import early_launch, wait_for_inputs
 from .own_kernels import own_kernels_run
 from .rotary import Rotation
 
@@ -35,7 +36,7 @@ if triton is not None:
     @triton.jit
     def step_kernel(  # type: ignore[no-untyped-def]
         q, q_row, k, k_row, v, v_row, cos, sin, turn_row, decay, memory, out, scale, heads,
-        keys: tl.constexpr, values: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
+        keys: tl.constexpr, values: tl.constexpr, wide: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
     ):  # fmt: skip
         """`retention_step` for `block` values of one head of one row; keys last in the memory."""
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
@@ -44,11 +45,12 @@ if triton is not None:
         is_key, is_value = channel < keys, value < values
         place = memory + (tl.program_id(0).to(tl.int64) * values + value[:, None]) * keys + channel[None, :]
         inside = is_value[:, None] & is_key[None, :]
+        kept = tl.load(place, mask=inside, other=0.0) * tl.load(decay + head)
+        wait_for_inputs(early)
         cos, sin = cos + row * turn_row, sin + row * turn_row
         query = turned(q + row * q_row + head * keys, channel, is_key, cos, sin)
         key = turned(k + row * k_row + head * keys, channel, is_key, cos, sin) * scale
         written = tl.load(v + row * v_row + head * values + value, mask=is_value, other=0.0).to(tl.float32)
-        kept = tl.load(place, mask=inside, other=0.0) * tl.load(decay + head)
         new = kept + written[:, None] * key[None, :]
         tl.store(place, new, mask=inside)
         tl.store(out + tl.program_id(0) * values + value, tl.sum(new * query[None, :], axis=1), mask=is_value)
@@ -83,5 +85,6 @@ def kernel_step(
     step_kernel[grid](
         q, q.stride(0), k, k.stride(0), v, v.stride(0), cos, sin, keys // 2 if len(cos) > 1 else 0,
         decay.contiguous(), memory, out, scale, heads, keys=keys, values=values, wide=wide, block=block,
+        **early_launch(memory.device),
     )  # fmt: skip
     return out

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from .early_launch import early_launch, wait_for_inputs
+
 try:
     import triton
     import triton.language as tl
@@ -15,10 +17,11 @@ rotation_kernel: Any = None
 if triton is not None:
 
     @triton.jit
-    def rotation_kernel(positions, turns, cos, sin, pairs, wide: tl.constexpr):  # type: ignore[no-untyped-def]
+    def rotation_kernel(positions, turns, cos, sin, pairs, wide: tl.constexpr, early: tl.constexpr):  # type: ignore[no-untyped-def]
         """`rotation_by` for one row."""
         row, pair = tl.program_id(0), tl.arange(0, wide)
         is_pair = pair < pairs
+        wait_for_inputs(early)
         turned = tl.load(positions + row).to(tl.float64) * tl.load(turns + pair, mask=is_pair, other=0.0)
         angle = (turned - tl.floor(turned + 0.5)).to(tl.float32) * 6.283185307179586
         tl.store(cos + row * pairs + pair, tl.cos(angle), mask=is_pair)
@@ -29,5 +32,13 @@ def kernel_rotation(positions: torch.Tensor, turns: torch.Tensor) -> tuple[torch
     """Cosines and sines of `rotation_by` for positions (batch, 1)."""
     batch, pairs = len(positions), len(turns)
     cos, sin = torch.empty(2, batch, 1, 1, pairs, device=positions.device)
-    rotation_kernel[(batch,)](positions.contiguous(), turns, cos, sin, pairs, wide=triton.next_power_of_2(pairs))
+    rotation_kernel[(batch,)](
+        positions.contiguous(),
+        turns,
+        cos,
+        sin,
+        pairs,
+        wide=triton.next_power_of_2(pairs),
+        **early_launch(positions.device),
+    )
     return cos, sin

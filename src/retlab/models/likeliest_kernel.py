@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ..mixers.early_launch import early_launch, wait_for_inputs
 from ..mixers.own_kernels import own_kernels_run
 
 try:
@@ -22,13 +23,14 @@ if triton is not None:
     @triton.jit
     def choose_kernel(  # type: ignore[no-untyped-def]
         logits, finished, pad, ends, ids, ring, slot,
-        vocab: tl.constexpr, most_ends: tl.constexpr, in_ring: tl.constexpr, block: tl.constexpr,
+        vocab: tl.constexpr, most_ends: tl.constexpr, in_ring: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
     ):  # fmt: skip
         """`Lane.choose` for one row."""
         row = tl.program_id(0).to(tl.int64)
         lane = tl.arange(0, block)
         best = tl.full([block], float("-inf"), tl.float32)
         where = lane
+        wait_for_inputs(early)
         for start in tl.static_range(0, vocab, block):
             at = start + lane
             value = tl.load(logits + row * vocab + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
@@ -66,4 +68,5 @@ def kernel_choose(
     choose_kernel[(batch,)](
         logits, finished, pad, ends, ids, ring, slot,
         vocab=vocab, most_ends=len(ends), in_ring=ring.shape[1], block=BLOCK, num_warps=16,
+        **early_launch(logits.device),
     )  # fmt: skip
