@@ -58,17 +58,6 @@ if triton is not None:
         return total
 
     @triton.jit
-    def fetch(weight, feature, features, width: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Have the weights of these features brought to the cache that all multiprocessors share."""
-        lines: tl.constexpr = (width + 63) // 64
-        line = tl.arange(0, triton.next_power_of_2(lines))[None, :]
-        # Lines of 128 bytes; what lies beyond the end is the last line once more.
-        place = tl.minimum(feature, features - 1).to(tl.int64)[:, None] * width + tl.minimum(line, lines - 1) * 64
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [weight + place], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-    @triton.jit
     def summed(total, tall: tl.constexpr):  # type: ignore[no-untyped-def]
         """(tall, block) of what `with_product` gave."""
         return tl.sum(total, axis=1)[None, :] if tall == 1 else total
@@ -87,10 +76,6 @@ if triton is not None:
         product = tl.zeros([block if tall == 1 else tall, step if tall == 1 else block], tl.float32)
         gate = product
         if tall > 1:
-            if early:
-                fetch(weight, feature, features, width)
-                if activation is not None:
-                    fetch(weight + features.to(tl.int64) * width, feature, features, width)
             # Here, because within the loop it would keep Triton from reading ahead.
             wait_for_inputs(early)
         for start in range(0, width, step):
