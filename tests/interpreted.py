@@ -39,21 +39,19 @@ def interpret(patch: pytest.MonkeyPatch) -> list[str]:
 
 
 def take_kernels(patch: pytest.MonkeyPatch) -> list[str]:
-    """Have models take the interpreted kernels wherever a GPU would in bfloat16; returns the names of those run."""
+    """Have models take the interpreted kernels, in float32 where a GPU would in bfloat16; returns those run."""
     launched = interpret(patch)
 
-    def fits(hidden: torch.Tensor, _: int, *weights: torch.Tensor | None) -> bool:
-        return hidden.shape[1] == 1 and all(weight is not None for weight in weights)
-
-    def yes(_: object) -> bool:
-        return True
-
-    for name in ("mixers.retention", "mixers.glu", "models.static_steps"):
-        patch.setattr(_module(name), "fits_few_rows", fits)
-    for name in ("mixers.retention", "mixers.retention_forms"):
-        patch.setattr(_module(name), "kernel_can_step", yes)
-    patch.setattr(_module("mixers.rotary"), "own_kernels_run", yes)
-    patch.setattr(_module("models.static_steps"), "kernel_can_choose", yes)
+    few_rows = _module("mixers.few_rows")
+    for name in ("mixers.few_rows", "mixers.retention_kernel", "mixers.rotary", "models.likeliest_kernel"):
+        patch.setattr(_module(name), "own_kernels_run", lambda _: True)
+    patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    patch.setattr(few_rows, "DTYPE", torch.float32)
+    patch.setattr(few_rows, "SMALLEST_STEP", 4)
+    # Few programs, each of which is slow.
+    tile_for = few_rows.tile_for
+    patch.setattr(few_rows, "tile_for", lambda *sizes: tile_for(*sizes)._replace(block=32))
+    patch.setattr(_module("models.likeliest_kernel"), "BLOCK", 32)
     return launched
 
 

@@ -21,6 +21,8 @@ from retlab.mixers.retention_forms import retention_step
 from retlab.mixers.retention_kernel import kernel_step
 from retlab.mixers.rotary import RetNetFrequencies, RopeFrequencies, rotation, turns_of
 from retlab.mixers.rotary_kernel import kernel_rotation
+from retlab.models import likeliest_kernel
+from retlab.models.likeliest_kernel import kernel_choose
 from retlab.section import PROJECT_ROOT
 
 ROWS = (1, 2, 16)
@@ -129,21 +131,54 @@ def test_what_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     def bf16(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.bfloat16)
 
-    fits = few_rows.fits_few_rows
-    assert fits(bf16(16, 1, 32), 48, bf16(32), bf16(7, 32))
-    assert not fits(bf16(17, 1, 32), 48)
-    assert not fits(bf16(1, 2, 32), 48)
-    assert not fits(bf16(1, 1, 24), 48)
-    assert not fits(bf16(1, 1, 32), 40)
-    assert not fits(bf16(1, 1, 32).half(), 48)
-    assert not fits(bf16(1, 1, 32).float(), 48)
-    assert not fits(bf16(1, 1, 32), 48, bf16(7, 32).float())
-    assert not fits(bf16(1, 1, 32), 48, bf16(32, 7).T)
-    assert not fits(bf16(1, 1, 32), 48, None)
+    def linear(*shape: int, bias: bool = False) -> nn.Linear:
+        return nn.Linear(*shape, bias=bias, dtype=torch.bfloat16)
+
+    norm, fits = a_norm(32).bfloat16(), few_rows.fits_few_rows
+    assert fits(bf16(16, 1, 32), norm, bf16(7, 32), linear(48, 32))
+    assert not fits(bf16(17, 1, 32), norm)
+    assert not fits(bf16(1, 2, 32), norm)
+    assert not fits(bf16(1, 1, 24), a_norm(24).bfloat16())
+    assert not fits(bf16(1, 1, 32), norm, linear(40, 32))
+    assert not fits(bf16(1, 1, 32).half(), norm.half())
+    norm = norm.float()
+    assert not fits(bf16(1, 1, 32).float(), norm)
+    assert not fits(bf16(1, 1, 32), norm)
+    norm = norm.bfloat16()
+    assert not fits(bf16(1, 1, 32), norm, bf16(7, 32).float())
+    assert not fits(bf16(1, 1, 32), norm, bf16(32, 7).T)
+    assert not fits(bf16(1, 1, 32), norm, None)
+    assert not fits(bf16(1, 1, 32), norm, linear(48, 32, bias=True))
+    assert not fits(bf16(1, 1, 32), nn.LayerNorm(32, dtype=torch.bfloat16))
+    assert not fits(bf16(1, 1, 32), nn.RMSNorm(32, elementwise_affine=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.4")
+        assert not fits(bf16(1, 1, 32), norm)
     capability = (7, 5)
-    assert not fits(bf16(16, 1, 32), 48)
+    assert not fits(bf16(16, 1, 32), norm)
     runs, capability = False, (9, 0)
-    assert not fits(bf16(16, 1, 32), 48)
+    assert not fits(bf16(16, 1, 32), norm)
+
+
+def test_the_choice_of_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the largest, also across blocks; what has ended gets padding; numbers that are none are chosen."""
+    monkeypatch.setattr(likeliest_kernel, "BLOCK", 16)
+    nan, inf = float("nan"), float("inf")
+    logits = torch.randn(6, 45)
+    logits[0, [7, 30]] = 9.0
+    logits[1, 44] = 9.0
+    logits[3, [20, 33]] = nan
+    logits[4] = -inf
+    logits[5] = nan
+    finished = torch.tensor([False, False, True, False, False, False])
+    ids, ring = torch.zeros(6, 1, dtype=torch.int64), torch.full((6, 8), -7)
+    ends = torch.tensor([44, 3, -1, -1])
+    kernel_choose(logits, finished, torch.tensor(5), ends, ids, ring, torch.tensor(21))
+    assert ids[:, 0].tolist() == [7, 44, 5, 20, 0, 0]
+    assert logits[[0, 1, 3, 4, 5]].argmax(-1).tolist() == [7, 44, 20, 0, 0]
+    assert finished.tolist() == [False, True, True, False, False, False]
+    assert torch.equal(ring[:, 21 % 8], ids[:, 0])
+    assert int((ring == -7).sum()) == 6 * 7
 
 
 @pytest.mark.component

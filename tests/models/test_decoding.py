@@ -1,5 +1,6 @@
 """Our loop behind `generate()` writes what transformers' own writes, whatever it is asked for."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -20,8 +21,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from retlab.mixers import few_rows, own_kernels
-from retlab.models import causal_lm, decoding, engines, likeliest_kernel, prompts, run_ahead, static_steps
+from retlab.mixers import own_kernels
+from retlab.models import causal_lm, decoding, engines, prompts, run_ahead, static_steps
 
 ARCHITECTURES = ("retnet", "transformer", "hybrid")
 
@@ -625,12 +626,8 @@ def test_positions_of_the_caller_are_kept(model, ours):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_on_our_kernels_it_writes_the_same(architecture: str, batch: int, monkeypatch, ours) -> None:
-    """In float32, by Triton's interpreter: a GPU takes them in bfloat16."""
+    """By Triton's interpreter: a GPU takes them in bfloat16."""
     launched = take_kernels(monkeypatch)
-    # Two of them are the whole vocabulary, of 40; and few programs for the interpreter.
-    monkeypatch.setattr(likeliest_kernel, "BLOCK", 32)
-    tile_for = few_rows.tile_for
-    monkeypatch.setattr(few_rows, "tile_for", lambda *sizes: tile_for(*sizes)._replace(block=32))
     model = small_model(architecture, pad_token_id=0)
     ids = small_ids(batch, 9)
     written = check(model, ids, max_new_tokens=7, do_sample=False)
@@ -642,6 +639,34 @@ def test_on_our_kernels_it_writes_the_same(architecture: str, batch: int, monkey
     if architecture != "transformer":
         expected |= {"step_kernel", "gated_norm_kernel"}
     assert set(launched) == expected
+
+
+def _with_biases(model) -> None:
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(40))
+
+
+def _with_another_norm(model) -> None:
+    model.body.norm = torch.nn.LayerNorm(16)
+
+
+def _with_biased_blocks(model) -> None:
+    for block in model.body.blocks:
+        for name in ("fc1", "fc2", "q_proj", "v_proj", "out_proj"):
+            linear = getattr(block.mixer, name, None)
+            if linear is not None:
+                linear.bias = torch.nn.Parameter(torch.randn(linear.out_features))
+
+
+@pytest.mark.parametrize("changed", [_with_biases, _with_another_norm, _with_biased_blocks])
+def test_what_our_kernels_do_not_know_is_not_left_out(changed, monkeypatch, ours) -> None:
+    """Also where the model has written with them before."""
+    launched = take_kernels(monkeypatch)
+    model, ids = small_model("retnet", pad_token_id=0), small_ids(2, 9)
+    check(model, ids, max_new_tokens=3, do_sample=False)
+    changed(model)
+    check(model, ids, max_new_tokens=6, do_sample=False)
+    assert len(ours) == 2
+    assert "product_kernel" in launched
 
 
 def test_our_kernels_are_told_to_be_out_of_order_once(monkeypatch) -> None:
@@ -656,6 +681,7 @@ def test_our_kernels_are_told_to_be_out_of_order_once(monkeypatch) -> None:
     # There is no GPU here.
     device, nothing = torch.device("cuda", 0), torch.ones(1)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: nothing)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     told = []
     monkeypatch.setattr(logging.get_logger(own_kernels.__name__), "warning", told.append)
     for _ in range(2):

@@ -1,8 +1,9 @@
 """Products of one token of a few rows with the norms, gates and sums around them, in few Triton kernels.
 
 A GPU reads a layer's weights in less time than it takes to begin and end the small kernels between its products. Here
-hidden states of bfloat16 go in and out, and everything between is float32. Of one row, the norm of its hidden states
-is part of the product that reads them; of several, whose products are left to tensor cores, it is a kernel before it.
+bfloat16 goes into a kernel and comes out, and what it computes between is float32. Of one row, the norm of its hidden
+states is part of the product that reads them; of several, whose products are left to tensor cores, it is a kernel
+before it.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +23,11 @@ except ImportError:
 MOST_ROWS = 16
 """Rows that one program takes together: those of the smallest product of a tensor core."""
 
-OLDEST = (8, 0)
-"""Compute capability from which tensor cores take bfloat16."""
+DTYPE = torch.bfloat16
+"""Of hidden states and weights."""
+
+CAPABILITY = (8, 0)
+"""Compute capability from which tensor cores take them."""
 
 SMALLEST_STEP = 16
 """Channels that the widths of products are multiples of, so that whole lines of memory are read."""
@@ -42,6 +46,7 @@ if triton is not None:
         elif activation == "silu":
             x = x * tl.sigmoid(x)
         else:
+            tl.static_assert(activation == "relu")
             x = tl.maximum(x, 0.0)
         return x
 
@@ -153,29 +158,41 @@ class Tile(NamedTuple):
 def tile_for(rows: int, features: int, width: int, matrices: int) -> Tile:
     """What was fastest on an H200, or nearly so, for widths of 1,024 and 2,048, as far as the width allows it.
 
-    It fits the 99 KiB that the programs of smaller GPUs can share, whose features may be those of two matrices.
+    `matrices` is 2 where every feature is made of two. A program needs no more than the 99 KiB that the
+    multiprocessors of smaller GPUs have for it, and the registers of all.
     """
     if rows == 1:
-        return Tile(4, min(4096, triton.next_power_of_2(width)), 4, 1)
+        most = 4096 if matrices == 1 and width <= 4096 else 2048
+        return Tile(4, min(most, triton.next_power_of_2(width)), 4, 1)
     if features >= 16_384:
         tile = Tile(64 // matrices, 128, 2, 3)
-    elif features * matrices <= 2_048:
+    elif matrices == 1 and features <= 2_048:
         tile = Tile(16, 512, 2, 4)
     else:
         tile = Tile(16, 256, 1, 4)
     return tile._replace(step=min(tile.step, width & -width))
 
 
-def fits_few_rows(hidden: torch.Tensor, width: int, *weights: torch.Tensor | None) -> bool:
-    """Whether the kernels take hidden (rows, 1, hidden_size), these weights, and products over `width` channels."""
-    return (
-        own_kernels_run(hidden.device)
-        and torch.cuda.get_device_capability(hidden.device) >= OLDEST
-        and hidden.shape[0] <= MOST_ROWS
-        and hidden.shape[1] == 1
-        and hidden.shape[2] % SMALLEST_STEP == width % SMALLEST_STEP == 0
-        and all(x is not None and x.dtype == torch.bfloat16 and x.is_contiguous() for x in (hidden, *weights))
+def fits_few_rows(hidden: torch.Tensor, norm: nn.Module, *maps: torch.Tensor | nn.Module | None) -> bool:
+    """Whether the kernels take hidden (rows, 1, hidden_size), its norm, and products with these maps or weights."""
+    if not (own_kernels_run(hidden.device) and hidden.dtype == DTYPE and torch.version.hip is None):
+        return False
+    if torch.cuda.get_device_capability(hidden.device) < CAPABILITY:
+        return False
+    if hidden.shape[0] > MOST_ROWS or hidden.shape[1] != 1:
+        return False
+    weights = [norm.weight if isinstance(norm, nn.RMSNorm) else None, *map(_weight_alone, maps)]
+    return all(
+        x is not None and x.dtype == DTYPE and x.is_contiguous() and x.shape[-1] % SMALLEST_STEP == 0
+        for x in (hidden, *weights)
     )
+
+
+def _weight_alone(linear: torch.Tensor | nn.Module | None) -> torch.Tensor | None:
+    """The weight of a linear map that has nothing else, or what is a weight already."""
+    if isinstance(linear, nn.Linear):
+        return linear.weight if linear.bias is None else None
+    return linear if isinstance(linear, torch.Tensor) else None
 
 
 def normed_product(

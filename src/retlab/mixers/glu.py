@@ -86,7 +86,7 @@ class GatedLinearUnit(Mixer):
 
     def fuses(self, hidden: torch.Tensor, norm: nn.RMSNorm, reserved: ReservedUnit) -> bool:
         """One token of few rows."""
-        return fits_few_rows(hidden, self.fc2.in_features, norm.weight, reserved.weight, self.fc2.weight)
+        return fits_few_rows(hidden, norm, reserved.weight, self.fc2)
 
     def advance_fused(
         self,

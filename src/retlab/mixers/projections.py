@@ -57,9 +57,12 @@ def lay_side_by_side(*maps: nn.Linear) -> None:
 
 
 def weight_of_all(*maps: nn.Linear) -> torch.Tensor | None:
-    """The weights of maps as one (features of all, hidden_size) in the same memory; None where they lie apart."""
+    """The weights of maps as one (features of all, hidden_size) in the same memory.
+
+    None where they lie apart, and where there are biases, which would be left out.
+    """
     weights = [each.weight for each in maps]
-    if not _lie_side_by_side(weights):
+    if any(each.bias is not None for each in maps) or not _lie_side_by_side(weights):
         return None
     first = weights[0].detach()
     return first.as_strided((sum(map(len, weights)), first.shape[1]), (first.shape[1], 1))

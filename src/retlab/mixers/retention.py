@@ -178,7 +178,7 @@ class Retention(Mixer):
 
     def fuses(self, hidden: torch.Tensor, norm: nn.RMSNorm, reserved: ReservedRetention) -> bool:
         """One token of few rows, where no form is asked for by name."""
-        fits = fits_few_rows(hidden, self.out_proj.in_features, norm.weight, reserved.weight, self.out_proj.weight)
+        fits = fits_few_rows(hidden, norm, reserved.weight, self.out_proj)
         return fits and self.form is None and kernel_can_step(reserved.memory)
 
     def advance_fused(

@@ -75,7 +75,10 @@ def kernel_step(
     scale: float,
     memory: torch.Tensor,
 ) -> torch.Tensor:
-    """`retention_step` on the kernel, for memory that `kernel_can_step`."""
+    """`retention_step` on the kernel, for memory that `kernel_can_step`.
+
+    The kernel that was launched before it must not write to the memory; see `early_launch`.
+    """
     batch, heads, keys, values = memory.shape
     out = torch.empty(batch, heads, 1, values, device=memory.device, dtype=torch.float32)
     cos, sin = (part.contiguous() for part in rotation)

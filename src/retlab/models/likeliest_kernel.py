@@ -34,6 +34,8 @@ if triton is not None:
         for start in tl.static_range(0, vocab, block):
             at = start + lane
             value = tl.load(logits + row * vocab + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
+            # A broken model's choice is the first number that is none, as it is with `argmax`.
+            value = tl.where(value != value, float("inf"), value)
             better = value > best
             best, where = tl.where(better, value, best), tl.where(better, at, where)
         # Of equal ones the first.

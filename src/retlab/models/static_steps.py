@@ -107,9 +107,8 @@ class Lane:
 
     def clear(self) -> None:
         """Go on from nothing."""
-        tensors = [mixer.changing(reserved) for mixer, reserved in zip(self._mixers, self.states, strict=True)]
         # One launch, where a prompt is about to be waited for.
-        torch._foreach_zero_([self.slot, *(tensor for own in tensors for tensor in own)])
+        torch._foreach_zero_([self.slot, *self._memory()])
 
     def load(self, states: States, slot: int) -> None:
         """Go on from states after `slot` slots."""
@@ -148,8 +147,13 @@ class Lane:
     @property
     def nbytes(self) -> int:
         """Memory of states and recordings in bytes."""
-        states = sum(tensor.nbytes for state in self.states for tensor in state or ())
-        return states + sum(step.recording_bytes for step in self._steps.values())
+        return sum(tensor.nbytes for tensor in self._memory()) + sum(
+            step.recording_bytes for step in self._steps.values()
+        )
+
+    def _memory(self) -> list[torch.Tensor]:
+        pairs = zip(self._mixers, self.states, strict=True)
+        return [tensor for mixer, reserved in pairs for tensor in mixer.changing(reserved)]
 
 
 class Step:
@@ -214,11 +218,11 @@ class Step:
             lane.choose(lane.logits)
 
     def _write_logits(self, parts: Parts, hidden: torch.Tensor, logits: torch.Tensor) -> None:
-        norm, weight = parts.body.norm, parts.lm_head.weight
-        if fits_few_rows(hidden, hidden.shape[2], norm.weight, weight):
-            normed_product(hidden, norm, weight, out=logits)
+        norm, lm_head = parts.body.norm, parts.lm_head
+        if fits_few_rows(hidden, norm, lm_head):
+            normed_product(hidden, norm, lm_head.weight, out=logits)
         else:
-            logits.copy_(parts.lm_head(norm(hidden)[:, 0]))
+            logits.copy_(lm_head(norm(hidden)[:, 0]))
 
     def _embeddings(self, parts: Parts) -> torch.Tensor:
         if self.tokens == 1:
