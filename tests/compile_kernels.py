@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import triton
+import triton.runtime.interpreter  # has RetLab make its kernels, also without a GPU
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

@@ -13,7 +13,7 @@ def load_triton() -> None:
     """Load Triton, if it is there, as it must be for its interpreter; not for the programs that tests start."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
         patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("triton")
+        importlib.import_module("triton.runtime.interpreter")
         # What the interpreter would load at a first kernel, and could not later.
         importlib.import_module("triton.experimental.gluon")
 

@@ -13,12 +13,7 @@ from torch import nn
 
 from .early_launch import early_launch, wait_for_inputs
 from .own_kernels import own_kernels_run
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .own_triton import tl, triton
 
 MOST_ROWS = 16
 """Rows that one program takes together: those of the smallest product of a tensor core."""

@@ -6,13 +6,8 @@ import torch
 
 from .early_launch import early_launch, wait_for_inputs
 from .own_kernels import own_kernels_run
+from .own_triton import tl, triton
 from .rotary import Rotation
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
 
 TILE = 4096
 """Numbers of the memory that one program holds in registers."""

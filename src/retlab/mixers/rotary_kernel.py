@@ -5,12 +5,7 @@ from typing import Any
 import torch
 
 from .early_launch import early_launch, wait_for_inputs
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from .own_triton import tl, triton
 
 rotation_kernel: Any = None
 

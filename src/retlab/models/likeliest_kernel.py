@@ -6,12 +6,7 @@ import torch
 
 from ..mixers.early_launch import early_launch, wait_for_inputs
 from ..mixers.own_kernels import own_kernels_run
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from ..mixers.own_triton import tl, triton
 
 BLOCK = 8192
 """Logits that a program looks at together."""
