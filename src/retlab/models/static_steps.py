@@ -2,8 +2,8 @@
 
 A `Lane` is that memory for a number of rows: the mixers' states, and what is said of every row. A `Step` feeds its
 tokens through the model and leaves logits and new states in place. On a GPU a step goes through three tiers, by how
-often it has run over all calls: launched kernel by kernel, recorded as one CUDA graph, compiled and recorded anew. No
-clock decides, so that the same calls give the same numbers.
+often it has run over all calls: launched kernel by kernel, recorded as one CUDA graph, and, where kernels of our own do
+not do all of it, compiled and recorded anew. No clock decides, so that the same calls give the same numbers.
 """
 
 import threading
