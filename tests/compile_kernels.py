@@ -16,10 +16,10 @@ import triton.runtime.interpreter  # has RetLab make its kernels, also without a
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from retlab.mixers import few_rows
-from retlab.mixers.retention_kernel import step_kernel
-from retlab.mixers.rotary_kernel import rotation_kernel
-from retlab.models.likeliest_kernel import choose_kernel
+from retlab.own_kernels import few_rows
+from retlab.own_kernels.likeliest import choose_kernel
+from retlab.own_kernels.retention_step import step_kernel
+from retlab.own_kernels.rotation import rotation_kernel
 
 BF16, F32, F64, I64, I32, F = "*bf16", "*fp32", "*fp64", "*i64", "i32", "fp32"
 PRODUCT = {"x": BF16, "norm": BF16, "weight": BF16, "residual": BF16, "out": BF16, "eps": F, "rows": I32}

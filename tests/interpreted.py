@@ -6,7 +6,7 @@ import importlib
 import pytest
 import torch
 
-KERNEL_MODULES = ("mixers.few_rows", "mixers.retention_kernel", "mixers.rotary_kernel", "models.likeliest_kernel")
+KERNEL_MODULES = ("own_kernels.few_rows", "own_kernels.retention_step", "own_kernels.rotation", "own_kernels.likeliest")
 
 
 def load_triton() -> None:
@@ -42,8 +42,8 @@ def take_kernels(patch: pytest.MonkeyPatch) -> list[str]:
     """Have models take the interpreted kernels, in float32 where a GPU would in bfloat16; returns those run."""
     launched = interpret(patch)
 
-    few_rows = _module("mixers.few_rows")
-    for name in ("mixers.few_rows", "mixers.retention_kernel", "mixers.rotary", "models.likeliest_kernel"):
+    few_rows = _module("own_kernels.few_rows")
+    for name in ("own_kernels.few_rows", "own_kernels.retention_step", "mixers.rotary", "own_kernels.likeliest"):
         patch.setattr(_module(name), "own_kernels_run", lambda _: True)
     patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     patch.setattr(few_rows, "DTYPE", torch.float32)
@@ -51,7 +51,7 @@ def take_kernels(patch: pytest.MonkeyPatch) -> list[str]:
     # Few programs, each of which is slow.
     tile_for = few_rows.tile_for
     patch.setattr(few_rows, "tile_for", lambda *sizes: tile_for(*sizes)._replace(block=32))
-    patch.setattr(_module("models.likeliest_kernel"), "BLOCK", 32)
+    patch.setattr(_module("own_kernels.likeliest"), "BLOCK", 32)
     return launched
 
 

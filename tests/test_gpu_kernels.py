@@ -16,11 +16,11 @@ import torch
 from retlab.artifacts import sha256_file
 from retlab.mixers import Attention, Mixer, Retention
 from retlab.mixers.kernels import KERNELS, package_obstacle, use_kernel
-from retlab.mixers.own_kernels import try_own_kernels
 from retlab.mixers.retention_forms import retention_step
-from retlab.mixers.retention_kernel import kernel_can_step
 from retlab.mixers.rotary import RetNetFrequencies, rotation
 from retlab.models.body import Block
+from retlab.own_kernels.retention_step import kernel_can_step
+from retlab.own_kernels.trial import try_own_kernels
 from retlab.section import PROJECT_ROOT
 from tests.conftest import TINY, environment
 from tests.mixers.oracles import Calls

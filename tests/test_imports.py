@@ -27,6 +27,7 @@ LAYERS = [
         "storage",
         "yaml_file",
     },
+    {"own_kernels"},
     {"mixers", "data", "synthetic"},
     {"models"},
     {"training", "evaluation", "conversion", "emissions", "emissions_rows", "emissions_monitor"},

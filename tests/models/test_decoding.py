@@ -21,8 +21,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from retlab.mixers import own_kernels
 from retlab.models import causal_lm, decoding, engines, prompts, run_ahead, static_steps
+from retlab.own_kernels import trial
 
 ARCHITECTURES = ("retnet", "transformer", "hybrid")
 
@@ -675,16 +675,16 @@ def test_our_kernels_are_told_to_be_out_of_order_once(monkeypatch) -> None:
     def broken(*_):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
 
-    monkeypatch.setattr(own_kernels, "_runs", {})
-    monkeypatch.setattr(own_kernels, "rotation_kernel", object())
-    monkeypatch.setattr(own_kernels, "kernel_rotation", broken)
+    monkeypatch.setattr(trial, "_runs", {})
+    monkeypatch.setattr(trial, "rotation_kernel", object())
+    monkeypatch.setattr(trial, "kernel_rotation", broken)
     # There is no GPU here.
     device, nothing = torch.device("cuda", 0), torch.ones(1)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: nothing)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     told = []
-    monkeypatch.setattr(logging.get_logger(own_kernels.__name__), "warning", told.append)
+    monkeypatch.setattr(logging.get_logger(trial.__name__), "warning", told.append)
     for _ in range(2):
-        own_kernels.try_own_kernels(device)
-    assert not own_kernels.own_kernels_run(device)
+        trial.try_own_kernels(device)
+    assert not trial.own_kernels_run(device)
     assert told == ["Generation goes on without RetLab's own kernels, slower: Failed to find C compiler."]

@@ -27,7 +27,8 @@ EXPLANATIONS = (
     f"{PREFILL} and {DECODE}: greedy generate() after a random prompt of so many tokens; prefill lasts to the first "
     "new token, decode is each further one. ms: of a step, a prefill, one new token of all rows, a batch.",
     f"RetLab's {PREFILL} and {DECODE} are those of a shape in steady use: on a GPU it records a shape at its third use "
-    "and compiles it after some thousand tokens, which is over before the clock starts. "
+    "and, where it has no kernels of its own for it, compiles it after some thousand tokens; both are over before the "
+    "clock starts. "
     f"{FIRST_DECODE} is each of the first tokens of a shape that has never been used, recording included.",
     "peak GiB: a GPU's allocated memory, weights included; on a CPU what the process takes beyond Python and its "
     "libraries. state MiB: the cache after the last token.",

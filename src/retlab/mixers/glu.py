@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..own_kernels.few_rows import added_product, fits_few_rows, normed_product
 from .base import Misfit, Mixer, MixerState, refuse
-from .few_rows import added_product, fits_few_rows, normed_product
 from .projections import lay_side_by_side, project_few, weight_of_all
 from .rotary import Rotation
 

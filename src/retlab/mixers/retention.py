@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..own_kernels.few_rows import added_product, fits_few_rows, gated_norm_of_one_token, normed_product
+from ..own_kernels.retention_step import kernel_can_step
 from .base import Misfit, Mixer, head_misfits, refuse
-from .few_rows import added_product, fits_few_rows, gated_norm_of_one_token, normed_product
 from .gated_norm import gated_norm
 from .kernels import can_run, kernel_retention
 from .projections import Projection, lay_side_by_side, project, project_few, split_few, weight_of_all
@@ -21,14 +22,13 @@ from .retention_forms import (
     retnet_log_decay,
     torchscale_parallel_retention,
 )
-from .retention_kernel import kernel_can_step
 from .rotary import RetNetFrequencies, Rotation, rotate_pairs
 
 
 class ReservedRetention(NamedTuple):
     """The memory of `RetentionState`, the decays (heads, 1, 1) float32, and the projections as one, if they can be.
 
-    The keys of the memory lie side by side, as `retention_kernel` takes it.
+    The keys of the memory lie side by side, as `kernel_step` takes it.
     """
 
     memory: torch.Tensor

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .retention_kernel import kernel_can_step, kernel_step
+from ..own_kernels.retention_step import kernel_can_step, kernel_step
 from .retention_loop import ChunkLoop, ChunkTable, suits_loop
 from .retention_paths import Paths, current_document, far_decays, near_decays, plain_paths, power_table, segment_paths
 from .rotary import Rotation, rotate_pairs_of_one_token

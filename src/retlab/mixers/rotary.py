@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from .own_kernels import own_kernels_run
-from .rotary_kernel import kernel_rotation
+from ..own_kernels.rotation import kernel_rotation
+from ..own_kernels.trial import own_kernels_run
 
 
 class Rotation(NamedTuple):

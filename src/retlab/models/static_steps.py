@@ -16,11 +16,11 @@ from torch import nn
 from transformers.utils import logging
 
 from ..mixers import Mixer
-from ..mixers.few_rows import fits_few_rows, normed_product
-from ..mixers.own_kernels import try_own_kernels
 from ..mixers.rotary import turns_of
+from ..own_kernels.few_rows import fits_few_rows, normed_product
+from ..own_kernels.likeliest import kernel_can_choose, kernel_choose
+from ..own_kernels.trial import try_own_kernels
 from .body import Block, Body, States
-from .likeliest_kernel import kernel_can_choose, kernel_choose
 from .recording import Recorder
 
 WARM_CALLS = 2

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from ..mixers.early_launch import early_launch, wait_for_inputs
-from ..mixers.own_kernels import own_kernels_run
-from ..mixers.own_triton import tl, triton
+from .early_launch import early_launch, wait_for_inputs
+from .loading import tl, triton
+from .trial import own_kernels_run
 
 BLOCK = 8192
 """Logits that a program looks at together."""

@@ -7,7 +7,7 @@ import threading
 
 import torch
 
-from .rotary_kernel import kernel_rotation, rotation_kernel
+from .rotation import kernel_rotation, rotation_kernel
 
 _runs: dict[int | None, bool] = {}
 _one_at_a_time = threading.Lock()

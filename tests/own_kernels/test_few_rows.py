@@ -13,16 +13,15 @@ from tests.interpreted import interpret
 from torch import nn
 from torch.nn import functional as F
 
-from retlab.mixers import few_rows
-from retlab.mixers.few_rows import Tile, added_product, gated_norm_of_one_token, normed_product
 from retlab.mixers.gated_norm import gated_norm
 from retlab.mixers.glu import ACTIVATIONS
 from retlab.mixers.retention_forms import retention_step
-from retlab.mixers.retention_kernel import kernel_step
 from retlab.mixers.rotary import RetNetFrequencies, RopeFrequencies, rotation, turns_of
-from retlab.mixers.rotary_kernel import kernel_rotation
-from retlab.models import likeliest_kernel
-from retlab.models.likeliest_kernel import kernel_choose
+from retlab.own_kernels import few_rows, likeliest
+from retlab.own_kernels.few_rows import Tile, added_product, gated_norm_of_one_token, normed_product
+from retlab.own_kernels.likeliest import kernel_choose
+from retlab.own_kernels.retention_step import kernel_step
+from retlab.own_kernels.rotation import kernel_rotation
 from retlab.section import PROJECT_ROOT
 
 ROWS = (1, 2, 16)
@@ -162,7 +161,7 @@ def test_what_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_choice_of_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of the largest, also across blocks; what has ended gets padding; numbers that are none are chosen."""
-    monkeypatch.setattr(likeliest_kernel, "BLOCK", 16)
+    monkeypatch.setattr(likeliest, "BLOCK", 16)
     nan, inf = float("nan"), float("inf")
     logits = torch.randn(6, 45)
     logits[0, [7, 30]] = 9.0

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from .early_launch import early_launch, wait_for_inputs
-from .own_kernels import own_kernels_run
-from .own_triton import tl, triton
+from .loading import tl, triton
+from .trial import own_kernels_run
 
 MOST_ROWS = 16
 """Rows that one program takes together: those of the smallest product of a tensor core."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .early_launch import early_launch, wait_for_inputs
-from .own_triton import tl, triton
+from .loading import tl, triton
 
 rotation_kernel: Any = None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .own_triton import tl, triton
+from .loading import tl, triton
 
 OLDEST = (9, 0)
 """Compute capability from which there is such a launch."""

@@ -5,9 +5,8 @@ from typing import Any
 import torch
 
 from .early_launch import early_launch, wait_for_inputs
-from .own_kernels import own_kernels_run
-from .own_triton import tl, triton
-from .rotary import Rotation
+from .loading import tl, triton
+from .trial import own_kernels_run
 
 TILE = 4096
 """Numbers of the memory that one program holds in registers."""
@@ -65,7 +64,7 @@ def kernel_step(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    rotation: Rotation,
+    rotation: tuple[torch.Tensor, torch.Tensor],
     decay: torch.Tensor,
     scale: float,
     memory: torch.Tensor,
