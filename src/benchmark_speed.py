@@ -73,8 +73,11 @@ def measure_devices(options: argparse.Namespace, config: ExperimentConfig | None
     from retlab.benchmark.several import run_several
     from retlab.training.hardware import choose_hardware
 
-    if options.devices < 2 or options.peers is not None or options.measure is not None:
-        raise UserError("command line: --devices takes 2 or more, and goes without --peers and --measure")
+    if options.devices < 2:
+        raise UserError(f"command line: --devices is {options.devices}, but it compares one GPU with 2 or more")
+    named = [option for option in ("peers", "measure") if getattr(options, option) is not None]
+    if named:
+        raise UserError(f"command line: --devices measures RetLab's training alone; leave --{named[0]} out")
     hardware = choose_hardware(train.model_copy(update={"devices": options.devices, "num_nodes": 1}))
     if config is None:
         plan = default_plan(hardware.device, train)

@@ -27,6 +27,7 @@ from retlab.evaluation.settings import GenerateSection
 from retlab.progress import counted, visible
 from retlab.section import shown_path
 from retlab.subject import find_subject
+from retlab.upstream import outdated_model
 
 if TYPE_CHECKING:
     from retlab.evaluation.samples import Sample
@@ -54,6 +55,8 @@ def main(config: ExperimentConfig, command: StageCommand) -> None:
     prompts = _typed() if options.interactive else iter(_asked(section, options))
 
     trained = find_subject(config).load()
+    for line in outdated_model(config) if config.evaluate.model is None else []:
+        print(line, file=sys.stderr)
     samples, stopped = [], False
     # Ctrl-C ends a text that is being written, and at a prompt the program.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -57,6 +57,19 @@ def test_the_same_samples_on_the_terminal_as_json_and_in_files(config: Path, tmp
     ]
 
 
+def test_a_model_that_was_trained_otherwise_writes_and_that_is_said(config: Path) -> None:
+    manifest = config.parent / "runs" / "one" / "model" / "manifest.json"
+    made = {"train.learning_rate": 0.5}
+    manifest.write_text(json.dumps({"settings": made, "inputs": {}, "outputs": {}}))
+    try:
+        answer = run(config, "--json", "train.learning_rate=0.25")
+    finally:
+        manifest.unlink()
+    assert answer.returncode == EXIT_OK
+    assert len(answer.stdout.splitlines()) == 2
+    assert "train.learning_rate 0.5 and not 0.25" in answer.stderr
+
+
 def test_at_a_terminal_ctrl_c_ends_a_text_and_ctrl_d_the_program(config: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, str(SCRIPT), str(config), "--interactive", "generate.max_new_tokens=1000000"]

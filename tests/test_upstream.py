@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from retlab.config import ExperimentConfig, load_config
-from retlab.upstream import download_settings, outdated, split_settings, tokenizer_settings, train_settings
+from retlab.upstream import (
+    download_settings,
+    outdated,
+    outdated_model,
+    split_settings,
+    tokenizer_settings,
+    train_settings,
+)
 
 
 def leave(folder: Path, settings: dict[str, object], inputs: dict[str, str], content: str = "1") -> None:
@@ -67,6 +74,13 @@ def test_other_settings_are_named_with_the_script_that_takes_them_in(lab: Path) 
     assert "runs/n/model was made with train.learning_rate 0.001 and not 0.5" in note
     (note,) = notes(lab, "train_model", "tokenizer.from_pretrained=gpt2")
     assert "tokenizer.from_pretrained null and not 'gpt2'" in note
+
+
+def test_of_the_model_alone_nothing_is_said_of_the_data(lab: Path) -> None:
+    assert outdated_model(load(lab, "data.max_documents=30", "data.split_seed=7")) == []
+    (note,) = outdated_model(load(lab, "model.architecture=transformer"))
+    assert note.startswith("note: runs/n/model was made with model.architecture retnet and not transformer")
+    assert note.endswith("; to change that, run scripts/05_train_model.sh")
 
 
 def test_a_width_that_was_matched_is_no_difference(lab: Path) -> None:

@@ -56,15 +56,23 @@ def outdated(config: ExperimentConfig, stage: str, inputs: list[Path]) -> list[s
         stage: name of the stage that is about to read.
         inputs: the folders that it reads itself; of the token shards only these are looked at.
     """
-    lines = []
-    for name, folder in _folders_before(config, stage):
-        manifest = read_manifest(folder)
-        if manifest is None or (name == "tokenize_data" and folder not in inputs):
-            continue
-        found = changes_of(config, name, manifest)
-        if found:
-            lines.append(f"note: {shown_path(folder)} was made {', '.join(found)}; to change that, run {script(name)}")
-    return lines
+    before = _folders_before(config, stage)
+    read = [(name, folder) for name, folder in before if name != "tokenize_data" or folder in inputs]
+    return [line for name, folder in read for line in _outdated(config, name, folder)]
+
+
+def outdated_model(config: ExperimentConfig) -> list[str]:
+    """The same for the trained model alone, for what reads nothing else of the run."""
+    return _outdated(config, "train_model", config.run_folder / "model")
+
+
+def _outdated(config: ExperimentConfig, stage: str, folder: Path) -> list[str]:
+    """The line for a folder that a stage made, if there is one."""
+    manifest = read_manifest(folder)
+    found = [] if manifest is None else changes_of(config, stage, manifest)
+    return [f"note: {shown_path(folder)} was made {', '.join(found)}; to change that, run {script(stage)}"] * bool(
+        found
+    )
 
 
 def changes_of(config: ExperimentConfig, stage: str, manifest: dict[str, Any]) -> list[str]:

@@ -65,9 +65,17 @@ def test_every_shape_is_compared_with_one_process_at_that_shape(monkeypatch: pyt
     assert ratios == ["", "3.000", "3.000", "", "2.143", "2.143"]
 
 
-@pytest.mark.parametrize("words", [("--devices", "1"), ("--devices", "2", "--peers", "none")])
-def test_what_cannot_be_measured_is_one_sentence(words: tuple[str, ...]) -> None:
-    process = Script(SCRIPT, *words)
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("1", "--devices is 1, but it compares one GPU with 2 or more"),
+        ("0", "--devices is 0, but it compares one GPU with 2 or more"),
+        ("2 --peers none", "--devices measures RetLab's training alone; leave --peers out"),
+        ("2 --measure training", "--devices measures RetLab's training alone; leave --measure out"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(words: str, sentence: str) -> None:
+    process = Script(SCRIPT, "--devices", *words.split())
     printed, _ = process.communicate()
     assert process.returncode == EXIT_USER_ERROR
-    assert printed == "error: command line: --devices takes 2 or more, and goes without --peers and --measure\n"
+    assert printed == f"error: command line: {sentence}\n"
