@@ -70,9 +70,8 @@ def _outdated(config: ExperimentConfig, stage: str, folder: Path) -> list[str]:
     """The line for a folder that a stage made, if there is one."""
     manifest = read_manifest(folder)
     found = [] if manifest is None else changes_of(config, stage, manifest)
-    return [f"note: {shown_path(folder)} was made {', '.join(found)}; to change that, run {script(stage)}"] * bool(
-        found
-    )
+    line = f"note: {shown_path(folder)} was made {', '.join(found)}; to change that, run {script(stage)}"
+    return [line] if found else []
 
 
 def changes_of(config: ExperimentConfig, stage: str, manifest: dict[str, Any]) -> list[str]:
