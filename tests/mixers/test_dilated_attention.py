@@ -146,12 +146,21 @@ def test_one_segment_over_everything_is_ordinary_attention(layout, segment_lengt
         assert relative_error(mine, expected) < 1e-5
 
 
+SHORT_PIECES = [1, 1, 7, 1, 17, 1, 1, 1, 1, 1, 18, 1]
+LONG_PIECES = [152, 410, 1, 137]
+"""Of several blocks after segments that have ended."""
+
+
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("branches", BRANCHES)
+@pytest.mark.parametrize(
+    ("branches", "sizes"),
+    [*((branches, SHORT_PIECES) for branches in BRANCHES.values()), ([(150, 1), (400, 2), (421, 3)], LONG_PIECES)],
+    ids=[*BRANCHES, "several blocks"],
+)
 @pytest.mark.parametrize("layout", ["none", "left", "documents", "mixed"])
-def test_pieces_of_any_size(branches, layout):
+def test_pieces_of_any_size(branches, sizes, layout):
     """Outputs, the state after every piece, and gradients through the states are those of one call."""
-    tokens, sizes = 51, [1, 1, 7, 1, 17, 1, 1, 1, 1, 1, 18, 1]
+    tokens, branches = sum(sizes), [Branch(*pair) for pair in branches]
     segment_ids = layouts(tokens)[layout]
     real = 1 if segment_ids is None else (segment_ids >= 0)[:, None, :, None]
 
@@ -164,18 +173,16 @@ def test_pieces_of_any_size(branches, layout):
                 relative = torch.where(segment_ids[:, piece] < 0, -1, segment_ids[:, piece] - open_document)
                 open_document = torch.maximum(open_document, segment_ids[:, piece].amax(1, keepdim=True))
             qkv = (x[:, :, piece] for x in (q, k, v))
-            out, state = dilated_attention(*qkv, _as_branches(branches), relative, state)
+            out, state = dilated_attention(*qkv, branches, relative, state)
             outputs.append(out)
             start += size
             until = None if segment_ids is None else segment_ids[:, :start]
-            _, expected = dilated_attention(*(x[:, :, :start] for x in (q, k, v)), _as_branches(branches), until)
+            _, expected = dilated_attention(*(x[:, :, :start] for x in (q, k, v)), branches, until)
             assert all(torch.equal(mine, wanted) for mine, wanted in zip(state, expected, strict=True))
         return torch.cat(outputs, dim=2)
 
     actual = _with_gradients(in_pieces, _inputs(tokens), real)
-    expected = _with_gradients(
-        lambda *x: dilated_attention(*x, _as_branches(branches), segment_ids)[0], _inputs(tokens), real
-    )
+    expected = _with_gradients(lambda *x: dilated_attention(*x, branches, segment_ids)[0], _inputs(tokens), real)
     for mine, wanted in zip(actual, expected, strict=True):
         assert (mine - wanted).abs().max() < 1e-12
 

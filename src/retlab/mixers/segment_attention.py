@@ -25,7 +25,10 @@ class Segments(NamedTuple):
 
 
 class Before(NamedTuple):
-    """Keys and values (batch, heads, n, width) that come before a sequence, with `key` and `missing` of `Segments`."""
+    """Keys and values (batch, heads, n, width) that come before a sequence, with `key` and `missing` of `Segments`.
+
+    They are of one segment in each row, and those that exist come first.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -61,7 +64,7 @@ def attend_in_blocks(
         query = key = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=q.device)
         missing = torch.zeros(1, 1, 1, 1, device=q.device)
     else:
-        past = (None, None, None, None) if before is None else before
+        past = (None, None, None, None) if before is None else before if places == size else _behind_the_rest(before)
         k, v, key, missing = (
             _windows(x, earlier, size, longest, nothing)
             for x, earlier, nothing in zip((k, v, segments.key, segments.missing), past, (0, 0, 0, EMPTY), strict=True)
@@ -70,6 +73,15 @@ def attend_in_blocks(
     q = F.pad(q, (0, 0, 0, fill)).unflatten(2, (-1, size))
     out, total = _SegmentAttention.apply(q, k, v, query, key, missing)
     return out.flatten(2, 3)[:, :, :places], total.flatten(2, 3)[:, :, :places] * math.log(2)
+
+
+def _behind_the_rest(before: Before) -> Before:
+    """The keys that exist right before the sequence, so that no block has to look further back than a segment."""
+    slots = before.missing.shape[-1]
+    exist = (before.missing == 0).sum(-1, keepdim=True)
+    index = (torch.arange(slots, device=exist.device) + exist) % slots
+    keys, values = (x.gather(2, index[..., None].expand_as(x)) for x in (before.keys, before.values))
+    return before._replace(keys=keys, values=values, missing=before.missing.gather(2, index))
 
 
 def _block_size(longest: int) -> int:
