@@ -176,6 +176,11 @@ def test_files_that_are_no_mapping_are_named(tmp_path: Path, text: str, place: s
         ("model: retnet", "model: found 'retnet'; must be keys with values"),
         ("train: {betas: [0.9]}", "train.betas: found [0.9]; must be a list of 2 items"),
         ("train: {betas: [0.9, 0.9, 0.9]}", "train.betas: found [0.9, 0.9, 0.9]; must be a list of 2 items"),
+        (
+            f"model: {{architecture: longnet, segment_lengths: [32, {10**21}], dilation_ratios: [1, 2]}}",
+            f"model.segment_lengths.1: found {10**21}; must be below {2**63}",
+        ),
+        (f"model: {{hidden_size: {10**22}}}", f"model.hidden_size: found {10**22}; must be below {2**63}"),
         ("train: {betas: [2, 0.9]}", "train.betas.0: found 2; must be below 1"),
         ("train: {tensorboard: maybe}", "train.tensorboard: found 'maybe'; must be true or false"),
         ("train: {batch_size: true}", "train.batch_size: found true; must be a number"),

@@ -149,7 +149,7 @@ def test_files_of_the_command_line_are_relative_to_where_it_is_given(config: Pat
         (["--output", "all.txt"], "--output all.txt ends with neither .csv nor .jsonl"),
         (["--output", "nowhere/all.csv"], "--output nowhere/all.csv: there is no folder"),
         (["--output", str(PROJECT_ROOT)], "ends with neither .csv nor .jsonl"),
-        (["generate.seed=99999999999999999999"], "generate.seed: found 99999999999999999999; must be at most"),
+        (["generate.seed=99999999999999999999"], "generate.seed: found 99999999999999999999; must be below"),
         (["--interactive", "--prompt", "a"], "--interactive asks for its prompts"),
         (["generate.prompts=[]"], "generate.prompts is empty"),
         (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),

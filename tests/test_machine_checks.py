@@ -69,3 +69,9 @@ def test_a_kernel_by_name_is_checked_for_training_alone(tmp_path: Path, words: l
         check_machine(config, ["train_model"])
     assert str(caught.value).startswith(start)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_no_memory_holds_is_said_before_the_training(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path), ["model.hidden_size=1000000"])
+    with pytest.raises(UserError, match="^out of memory: this machine's .* cannot hold the .* GiB that a model of"):
+        check_machine(config, list(SCRIPTS))

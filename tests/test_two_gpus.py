@@ -28,7 +28,7 @@ pytestmark = [
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_gpus_train_as_one(tmp_path: Path, strategy: str, model: dict) -> None:
     said = assert_several_train_as_one(tmp_path, strategy, "packed", model, device="cuda", compile="off")
-    assert any("2 processes, each on NVIDIA" in line for line in said)
+    assert any("2 processes (ddp), each on NVIDIA" in line for line in said)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

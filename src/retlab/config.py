@@ -1,6 +1,6 @@
 """The whole configuration of an experiment: load a YAML file, override, check, dump."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from retlab.models.settings import ModelSection, RetNetSection
 from retlab.section import ProjectPath, Section, absolute
 from retlab.sweep_settings import GridSearchSection
 from retlab.training.settings import TrainSection
+
+LARGEST_NUMBER = 2**63
+"""Where whole numbers end for the libraries that take them."""
 
 
 class ExperimentConfig(Section):
@@ -85,12 +88,15 @@ def load_config(file: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
             lines = {key: line for key, line in lines.items() if key[: len(path)] != path}
         except yaml_file.YamlError as error:
             problems.append(f"command line: {error.message}")
+    too_large = list(_take_out_too_large(values))
     _leave_other_variants(values, overridden)
     _fill_in_variants(values, ExperimentConfig)
     source = _Source(file, lines, overridden)
     config, found = find_problems(values, ExperimentConfig, cross_section_errors)
-    found.sort(key=lambda problem: source.line(problem.path))
-    problems += [source.sentence(problem.path, problem.message) for problem in found]
+    told = [(problem.path, problem.message) for problem in found]
+    told += [(path, f"found {value}; must be below {LARGEST_NUMBER}") for path, value in too_large]
+    told.sort(key=lambda one: source.line(one[0]))
+    problems += [source.sentence(*one) for one in told]
     if problems:
         raise UserError("\n".join(problems))
     return _complete(config)
@@ -141,6 +147,21 @@ def _leave_other_variants(values: dict[str, Any], overridden: dict[yaml_file.Key
         foreign = {key for fields in variants.values() for key in fields} - variants[here[path[-1]]].keys()
         for key in [key for key in here if key in foreign and (*path[:-1], key) not in overridden]:
             del here[key]
+
+
+def _take_out_too_large(values: dict[str, Any]) -> Iterator[tuple[yaml_file.KeyPath, int]]:
+    """Whole numbers that no library takes; others take their places, so that only they are told of."""
+    for path, value in list(yaml_file.leaves(values)):
+        if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+            yield path, value
+            parent: Any = values
+            for step in path[:-1]:
+                parent = parent[step]
+            last: Any = path[-1]
+            if isinstance(parent, list):
+                parent[last] = LARGEST_NUMBER - 1
+            else:
+                del parent[last]
 
 
 def _located(file: Path, line: int | None, message: str) -> str:

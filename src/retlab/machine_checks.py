@@ -4,9 +4,14 @@ import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from retlab.config import ExperimentConfig
+from retlab.config_model import vocabulary_size
 from retlab.data.sources import local_state
 from retlab.errors import UserError
+from retlab.memory import size_of_memory
 from retlab.section import absolute, shown_path
+
+_MOST_BYTES = 500
+"""Of memory, while it is trained, for every product of layers, width and width with the feed-forward's."""
 
 
 def check_machine(config: ExperimentConfig, stages: Sequence[str]) -> None:
@@ -61,6 +66,22 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
             yield str(error)
             return
     yield from _kernels(config)
+    yield from _memory(config)
+
+
+def _memory(config: ExperimentConfig) -> Iterator[str]:
+    """A model that is too large for this machine; to count the parameters of one that clearly is not needs no torch."""
+    model = config.model.to_fields(vocabulary_size(config) or 1)
+    widths = model.hidden_size + (getattr(model, "intermediate_size", None) or 0)
+    if model.num_hidden_layers * model.hidden_size * widths < size_of_memory("machine") / _MOST_BYTES:
+        return
+    from retlab.training.hardware import choose_hardware
+    from retlab.training.model_memory import check_model_fits
+
+    try:
+        check_model_fits(model, config.train, choose_hardware(config.train))
+    except UserError as error:
+        yield str(error)
 
 
 def _kernels(config: ExperimentConfig) -> Iterator[str]:

@@ -56,6 +56,17 @@ def described_memory(where: str) -> str:
     return f"the {properties.total_memory / 2**30:.1f} GiB of this {properties.name}{_held_by_others()}"
 
 
+def size_of_memory(where: str) -> int:
+    """Bytes that the "machine" has, with what it may swap to, or this process's "gpu"."""
+    if where == "machine":
+        import psutil
+
+        return int(psutil.virtual_memory().total + psutil.swap_memory().total)
+    import torch
+
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
 def _held_by_others() -> str:
     """What other programs hold of this GPU, where it is more than a tenth."""
     import torch

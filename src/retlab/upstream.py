@@ -45,6 +45,7 @@ _SETTINGS: dict[str, Callable[[ExperimentConfig], dict[str, Any]]] = {
     "train_model": train_settings,
 }
 # The sizes that `model.match_parameters_of` decides and the training writes down.
+_ARCHITECTURE = "model.architecture"
 _MATCHED = {"model.match_parameters_of", "model.intermediate_size", "model.blocks"}
 
 
@@ -70,8 +71,11 @@ def _outdated(config: ExperimentConfig, stage: str, folder: Path) -> list[str]:
     """The line for a folder that a stage made, if there is one."""
     manifest = read_manifest(folder)
     found = [] if manifest is None else changes_of(config, stage, manifest)
-    line = f"note: {shown_path(folder)} was made {', '.join(found)}; to change that, run {script(stage)}"
-    return [line] if found else []
+    advice = f"to change that, run {script(stage)}"
+    if any(part.startswith("with model.") for part in found):
+        # The stage does not write over another model.
+        advice = f"for the other model choose another name, or run {script(stage)} with --force"
+    return [f"note: {shown_path(folder)} was made {', '.join(found)}; {advice}"] if found else []
 
 
 def changes_of(config: ExperimentConfig, stage: str, manifest: dict[str, Any]) -> list[str]:
@@ -100,9 +104,11 @@ def _differences(manifest: dict[str, Any], config: ExperimentConfig, stage: str)
     before, now = manifest["settings"], _SETTINGS[stage](config) if stage in _SETTINGS else {}
     matched = _MATCHED if config.model.match_parameters_of is not None else set()
     keys = sorted(key for key in now.keys() - matched if key in before or now[key] is not None)
-    return [
-        f"with {key} {shown(before.get(key))} and not {shown(now[key])}" for key in keys if before.get(key) != now[key]
-    ]
+    changed = [key for key in keys if before.get(key) != now[key]]
+    if _ARCHITECTURE in changed:
+        # Keys that one of the two architectures has not, or leaves open, say nothing more.
+        changed = [key for key in changed if "model." not in key or None not in (before.get(key), now[key])]
+    return [f"with {key} {shown(before.get(key))} and not {shown(now[key])}" for key in changed]
 
 
 def _other_parents(manifest: dict[str, Any]) -> Iterator[str]:

@@ -153,3 +153,12 @@ def test_a_mistake_is_one_sentence(words: list[str], sentence: str, tmp_path: Pa
     assert answer.stderr.startswith("error: ")
     assert sentence in answer.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_where_nothing_can_be_measured_earlier_results_stay(tmp_path: Path) -> None:
+    (tmp_path / "benchmark.csv").write_text("earlier")
+    config, words = str(PROJECT_ROOT / "configs" / "quickstart.yaml"), ["--measure", "training", "--peers", "none"]
+    answer = run(config, "model.hidden_size=10000000", *words, "--device", "cpu", "--output", tmp_path, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr == "error: nothing could be measured: out of memory\n"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("benchmark.csv", "earlier")]

@@ -75,6 +75,13 @@ def test_what_a_kernel_cannot_do_is_said_under_auto_and_refused_by_name(architec
     assert told.line.endswith(f"({value} is configured, but {title} {reason})")
 
 
+def test_all_that_are_refused_are_named():
+    with pytest.raises(UserError) as caught:
+        lines("hybrid", GPU._replace(device="cpu"), **NAMED["transformer"], **NAMED["retnet"])
+    starts = [line.split(",")[0] for line in str(caught.value).splitlines()]
+    assert starts == ["model.retention_kernel is fla", "model.attention_kernel is flash_attn"]
+
+
 @pytest.mark.parametrize("architecture", NAMED)
 def test_a_missing_package_is_said_with_how_to_install_it(monkeypatch, architecture):
     hide_packages(monkeypatch)

@@ -69,6 +69,11 @@ def test_what_is_unknown_is_left_out() -> None:
             assert f"## {title}" not in card
 
 
+def test_a_longnet_has_its_segments() -> None:
+    said = rows(model_card(small_model("longnet").config, FACTS))
+    assert (said["Segment lengths"], said["Dilation ratios"]) == ("4, 12", "1, 2")
+
+
 def test_a_country_alone_is_no_measurement() -> None:
     card = model_card(small_model("retnet").config, ModelCardFacts(country="USA", power_method="not measured"))
     assert "Energy" not in card

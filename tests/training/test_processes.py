@@ -37,12 +37,12 @@ pytestmark = pytest.mark.component
 )
 def test_two_processes_train_as_one(splits, strategy, packing, model):
     said = assert_several_train_as_one(splits, strategy, packing, model)
-    assert any("2 processes, each on CPU, 1 thread" in line for line in said)
+    assert any(f"2 processes ({strategy}), each on CPU, 1 thread" in line for line in said)
 
 
 def test_three_processes_train_as_one(splits):
     said = assert_several_train_as_one(splits, "ddp", "packed", {}, devices=3, batch_size=6)
-    assert any("3 processes, each on CPU, 1 thread" in line for line in said)
+    assert any("3 processes (ddp), each on CPU, 1 thread" in line for line in said)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -61,7 +61,10 @@ def test_a_training_goes_on_with_another_number_of_processes_and_says_so(splits,
     with pytest.raises(Interrupted):
         run(two, stop=lambda: next(asked) > 4, say=said.append)
     run(one)
-    assert any("so far on CPU, 1 thread, float32, now on 2 processes, each on CPU, 1 thread" in line for line in said)
+    assert any(
+        f"so far on CPU, 1 thread, float32, now on 2 processes ({strategy}), each on CPU, 1 thread" in line
+        for line in said
+    )
     for name, weight in last(whole)["model"].items():
         torch.testing.assert_close(weight, last(one)["model"][name], rtol=1e-4, atol=1e-5)
 

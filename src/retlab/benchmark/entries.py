@@ -45,7 +45,10 @@ class Entry:
         """Architecture and size, such as RetNet 241.7 M."""
         parameters = count_parameters(self.subject.model.to_fields(self.subject.vocab_size)).total
         name = _NAMES.get(self.subject.architecture, self.subject.architecture.capitalize())
-        return f"{name} {parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{name} {parameters / 1e3:.1f} k"
+        for unit, letter in ((1e9, "B"), (1e6, "M")):
+            if parameters >= unit:
+                return f"{name} {parameters / unit:.1f} {letter}"
+        return f"{name} {parameters / 1e3:.1f} k"
 
     def implementation(self, kind: Kind) -> str:
         """The contestant as the table calls it."""

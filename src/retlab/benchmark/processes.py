@@ -18,6 +18,7 @@ from retlab.benchmark.plan import Plan
 from retlab.benchmark.row import LOADER_ALONE, RETLAB, TOKENISER, Row
 from retlab.errors import UserError
 from retlab.measuring import copy_bandwidth, product_rate
+from retlab.memory import exhausted_memory
 from retlab.training.hardware import Hardware
 
 PATIENCE_SECONDS = 600.0
@@ -87,7 +88,7 @@ def _run(sender: Connection, work: Callable[..., None], arguments: tuple[Any, ..
 
 def reason_of(error: Exception) -> str:
     """An exception in a few words for the table."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if exhausted_memory(error) is not None or "out of memory" in str(error).lower():
         return "out of memory"
     text = " ".join(str(error).strip().partition("\n")[0].split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -15,6 +15,7 @@ from retlab.benchmark.processes import Failed, Machine, entry_rows, machine_answ
 from retlab.benchmark.report import complete, say, table, to_csv, to_markdown
 from retlab.benchmark.row import Row
 from retlab.config import ExperimentConfig
+from retlab.errors import UserError
 from retlab.section import shown_path
 from retlab.training.hardware import Hardware, choose_hardware
 from retlab.training.kernels import training_kernels
@@ -40,8 +41,15 @@ class Results:
             say(f"{' '.join(filter(None, (row.model, row.implementation)))}, {row.measurement}{place}: {what}")
         self.write()
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether anything of a model has been measured."""
+        return any(row.tokens_per_second for row in self.rows if row.model)
+
     def write(self) -> None:
-        """Write CSV and Markdown."""
+        """Write CSV and Markdown, once there is something that is worth the place of an earlier run's."""
+        if not self.has_numbers:
+            return
         rows = complete(self.rows, self.machine)
         write_atomic(self.folder / "benchmark.csv", to_csv(rows))
         write_atomic(self.folder / "benchmark.md", to_markdown(rows, self.header, self.missing))
@@ -86,6 +94,8 @@ def run_benchmark(
     for line in warnings:
         say(line)
     _measure(plan, names, kinds, hardware, results)
+    if not results.has_numbers:
+        raise UserError(f"nothing could be measured: {results.rows[-1].remark if results.rows else results.header[-1]}")
     results.draw()
     print(table(complete(results.rows, results.machine)))
     say(f"explanations, ratios and versions: {shown_path(folder / 'benchmark.md')}")

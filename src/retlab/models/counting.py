@@ -18,15 +18,18 @@ class ParameterCount(NamedTuple):
     non_embedding: int
 
 
-def body_without_weights(config: ModelFields) -> Body:
-    """The model's body without storage behind its weights."""
+def body_without_weights(config: ModelFields, layers: int | None = None) -> Body:
+    """The model's body, or one with so many layers, without storage behind its weights."""
+    layers = config.num_hidden_layers if layers is None else layers
     with torch.device("meta"):
-        return Body(config.hidden_size, config.block_list(), config.num_hidden_layers, config.rms_norm_eps)
+        return Body(config.hidden_size, config.block_list(), layers, config.rms_norm_eps)
 
 
 def count_parameters(config: ModelFields) -> ParameterCount:
     """Count the parameters of the model that a configuration describes, without building its weights."""
-    non_embedding = sum(parameter.numel() for parameter in body_without_weights(config).parameters())
+    # All layers are alike.
+    one, two = (sum(x.numel() for x in body_without_weights(config, layers).parameters()) for layers in (1, 2))
+    non_embedding = one + (config.num_hidden_layers - 1) * (two - one)
     embedding = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return ParameterCount(non_embedding + embedding, embedding, non_embedding)
 

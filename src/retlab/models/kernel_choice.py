@@ -71,7 +71,7 @@ def choose_kernels(
     Raises:
         UserError: a kernel is asked for by name and cannot run, under `refuse`.
     """
-    choices = []
+    choices, refused = [], []
     for name, kind in MIXERS.items():
         mixers = [module for module in body.modules() if type(module) is kind]
         if not mixers:
@@ -79,10 +79,11 @@ def choose_kernels(
         try:
             kernel, why = _choose(name, mixers, model, use, timing, settled)
         except KernelRefused as error:
-            if refuse:
-                raise UserError(error.sentence) from None
+            refused.append(error.sentence)
             kernel, why = None, error.reason
         choices.append(KernelChoice(name, kernel, f"{name.replace('_', ' ')}: {_path(mixers, kernel, use)} ({why})"))
+    if refused and refuse:
+        raise UserError("\n".join(refused))
     return choices
 
 

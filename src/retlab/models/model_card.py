@@ -112,11 +112,15 @@ def _model_rows(config: ModelConfig) -> Iterable[tuple[str, str | None]]:
         "num_attention_heads": "Heads",
         "value_size": "Width of the values",
         "intermediate_size": "Width of the feed-forward blocks",
+        "segment_lengths": "Segment lengths",
+        "dilation_ratios": "Dilation ratios",
         "vocab_size": "Vocabulary",
         "max_position_embeddings": "Context",
     }
     values = config.get_params()
-    yield from ((label, _number(values.get(name))) for name, label in names.items())
+    for name, label in names.items():
+        value = values.get(name)
+        yield label, ", ".join(f"{one:,}" for one in value) if isinstance(value, list | tuple) else _number(value)
 
 
 def _data_rows(facts: ModelCardFacts) -> Iterable[tuple[str, str | None]]:

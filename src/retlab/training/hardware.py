@@ -20,10 +20,12 @@ class Hardware:
     nodes: int
     bf16: bool
     compiled: bool
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    "What joins the processes, where there are several."
 
     def __str__(self) -> str:
         where = f" on {self.nodes} nodes" if self.nodes > 1 else ""
-        several = f"{self.processes} processes{where}, each on " if self.processes > 1 else ""
+        several = f"{self.processes} processes{where} ({self.strategy}), each on " if self.processes > 1 else ""
         threads = torch.get_num_threads()
         cpu = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
         name = torch.cuda.get_device_name() if self.device == "cuda" else cpu
@@ -51,6 +53,7 @@ def choose_hardware(train: TrainSection) -> Hardware:
         train.num_nodes or 1,
         bf16=train.precision == "bf16" or (train.precision == "auto" and has_bf16),
         compiled=train.compile == "on" or (train.compile == "auto" and device == "cuda"),
+        strategy="fsdp" if train.strategy == "fsdp" else "ddp",
     )
 
 

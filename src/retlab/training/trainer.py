@@ -32,6 +32,7 @@ from retlab.training.kernels import keeps_documents_apart, micro_batch_size, tra
 from retlab.training.lightning import fit
 from retlab.training.loop import LoopFacts, StepBatches, TrainingLoop
 from retlab.training.metrics import MetricsFile
+from retlab.training.model_memory import ADVICE, check_model_fits
 from retlab.training.module import TrainingModule
 from retlab.training.optimizer import freeze_parameters
 from retlab.training.processes import Place, all_processes, is_helper, process_rank
@@ -100,6 +101,7 @@ def train(
     set_threads(section)
     hardware = choose_hardware(section)
     fields = model_config(request)
+    check_model_fits(fields, section, hardware)
     chosen = partial(training_kernels, fields, request.data, section, hardware)
     # A kernel that is refused is so before the run folder is touched.
     chosen(measure=False)
@@ -161,7 +163,8 @@ def _train(
     """What every process of the training does; `lines` say what mixers run on, and what they make no use of."""
     batches, validation = _loaders(request)
     total_steps = _total_steps(request, batches)
-    module = _module(request, hardware, total_steps, checkpoint is None)
+    with memory_errors(lambda: ("the model", ADVICE)):
+        module = _module(request, hardware, total_steps, checkpoint is None)
     done = 0
     if checkpoint is not None:
         done = checkpoint["step"]
