@@ -70,7 +70,7 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _memory(config: ExperimentConfig) -> Iterator[str]:
-    """A model that is too large for this machine; to count the parameters of one that clearly is not needs no torch."""
+    """A model that is too large for this machine; counted only where it may be, because that needs torch."""
     model = config.model.to_fields(vocabulary_size(config) or 1)
     widths = model.hidden_size + (getattr(model, "intermediate_size", None) or 0)
     if model.num_hidden_layers * model.hidden_size * widths < size_of_memory("machine") / _MOST_BYTES:
