@@ -97,6 +97,11 @@ def test_a_block_of_another_width_of_the_model_names_the_block(tmp_path: Path) -
              "6: model.dilation_ratios: dilation_ratios [2, 0, 1] must be whole numbers of at least 1"],
         ),
         (
+            # A number that is none of the kind needs not increase as well.
+            "model:\n  architecture: longnet\n  segment_lengths: [32, 64, 0]\n  dilation_ratios: [1, 2, 4]\n",
+            ["3: model.segment_lengths: segment_lengths [32, 64, 0] must be whole numbers of at least 1"],
+        ),
+        (
             "model:\n  architecture: hybrid\n  layers: 3\n  dropout: 2\n  blocks:\n    - {name: glu, width: 2}\n"
             "train:\n  batch_size: 3\n  devices: 2\n  learning_rate: fast\n",
             ["3: model.layers", "4: model.dropout", "6: model.blocks.0.width", "8: train.batch_size",

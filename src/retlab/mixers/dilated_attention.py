@@ -35,7 +35,7 @@ def branch_misfits(segment_lengths: Sequence[int], dilation_ratios: Sequence[int
         if numbers and min(numbers) < 1:
             whole = False
             yield (name,), f"{name} {numbers} must be whole numbers of at least 1."
-    if whole and any(a >= b for a, b in pairwise(segments)):
+    if min(segments, default=1) >= 1 and any(a >= b for a, b in pairwise(segments)):
         yield ("segment_lengths",), f"segment_lengths {segments} must increase."
     if not segments or len(segments) != len(ratios):
         yield (
