@@ -160,4 +160,4 @@ def as_table(samples: "list[Sample]", suffix: str) -> str:
 if __name__ == "__main__":
     # Into `head` or a pager that is left, the text ends as the output of any other command does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    run_stage(main, configure=add_options)
+    run_stage(main, configure=add_options, makes=False)

@@ -89,4 +89,4 @@ def _has_failures_alone(trials: Status) -> bool:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, makes=False)

@@ -154,6 +154,7 @@ def test_files_of_the_command_line_are_relative_to_where_it_is_given(config: Pat
         (["generate.prompts=[]"], "generate.prompts is empty"),
         (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["name=other"], "holds no trained model"),
+        (["--force"], "--force is not understood; allowed are key.path=value, --prompt,"),
         (["--promt", "a"], "--promt is not understood (did you mean --prompt?)"),
     ],
 )

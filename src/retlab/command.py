@@ -91,6 +91,7 @@ def _parse(
     words: Sequence[str],
     configure: Callable[[argparse.ArgumentParser], None] | None,
     after: str | None,
+    makes: bool,
 ) -> tuple[ExperimentConfig, StageCommand]:
     names = f" [{' '.join(words)}]" if words else ""
     parser = Parser(f"%(prog)s CONFIG{names} [key.path=value ...] [options]" + (f" [-- {after}]" if after else ""))
@@ -103,8 +104,11 @@ def _parse(
         f"; or some of {', '.join(words)}" if words else ""
     )
     parser.add_argument("rest", metavar="key.path=value", nargs="*", help=rest)
-    parser.add_argument("--force", action="store_true", help="do the work even if it is up to date")
-    parser.add_argument("--verify", action="store_true", help="compare full contents in place of sizes and times")
+    if makes:
+        parser.add_argument("--force", action="store_true", help="do the work even if it is up to date")
+        parser.add_argument("--verify", action="store_true", help="compare full contents in place of sizes and times")
+    else:
+        parser.set_defaults(force=False, verify=False)
     if configure:
         configure(parser)
     options, unknown = parser.parse_known_intermixed_args(arguments)
@@ -141,6 +145,7 @@ def run_stage(
     configure: Callable[[argparse.ArgumentParser], None] | None = None,
     on_other_nodes: Callable[[Step], NoReturn] | None = None,
     after: str | None = None,
+    makes: bool = True,
 ) -> NoReturn:
     """Run a stage's `main` for the command line and exit with the stage's code.
 
@@ -151,10 +156,11 @@ def run_stage(
         on_other_nodes: what the stage does on the nodes of a job step other than the first; without it the stage runs
             as one task.
         after: what the words after -- are, of a script that hands such words on.
+        makes: whether it makes something that can be up to date, and so takes --force and --verify.
     """
     step = current_step()
     if step is None or step.tasks == 1:
-        run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after)), _ADVICE)
+        run_command(lambda: main(*_parse(sys.argv[1:], words, configure, after, makes)), _ADVICE)
     if on_other_nodes is None or not step.one_task_a_node:
         # The first task speaks for all, and srun ends with its code.
         run_command(lambda: None if step.rank else _refuse(step, on_other_nodes is not None), _ADVICE)
@@ -165,7 +171,7 @@ def run_stage(
     def work() -> None:
         nonlocal nodes
         nodes = Nodes(step)
-        config, command = _parse(sys.argv[1:], words, configure, after)
+        config, command = _parse(sys.argv[1:], words, configure, after, makes)
         main(config, replace(command, nodes=nodes))
 
     try:
