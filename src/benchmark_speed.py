@@ -3,10 +3,10 @@
     python src/benchmark_speed.py
     python src/benchmark_speed.py CONFIG [key.path=value ...] --peers torchscale,llama --output FOLDER
 
-Without CONFIG a RetNet and a Transformer are measured at fixed sizes: 242 and 187 million parameters on a GPU, small
-ones on a CPU. With it, the model, window and micro-batch of that configuration, and peers of the same sizes. Leaves
-benchmark.csv, benchmark.md and benchmark.png in the place of those of an earlier run; the first two are written anew
-after every measurement.
+Without CONFIG a RetNet, a Transformer and a LongNet are measured at fixed sizes: 242, 187 and 187 million parameters
+on a GPU, small ones on a CPU. With it, the model, window and micro-batch of that configuration, and peers of the same
+sizes. Leaves benchmark.csv, benchmark.md and benchmark.png in the place of those of an earlier run; the first two are
+written anew after every measurement.
 
     python src/benchmark_speed.py [CONFIG [key.path=value ...]] --devices 2
 

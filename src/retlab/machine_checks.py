@@ -7,11 +7,10 @@ from retlab.config import ExperimentConfig
 from retlab.config_model import vocabulary_size
 from retlab.data.sources import local_state
 from retlab.errors import UserError
-from retlab.memory import size_of_memory
 from retlab.section import absolute, shown_path
 
-_MOST_BYTES = 500
-"""Of memory, while it is trained, for every product of layers, width and width with the feed-forward's."""
+_SMALL = 10_000_000
+"""Of the width times its matrices' other sides: a model below it takes less than 2 GB to train."""
 
 
 def check_machine(config: ExperimentConfig, stages: Sequence[str]) -> None:
@@ -73,10 +72,12 @@ def _memory(config: ExperimentConfig) -> Iterator[str]:
     """A model that is too large for this machine; counted only where it may be, because that needs torch."""
     model = config.model.to_fields(vocabulary_size(config) or 1)
     widths = model.hidden_size + (getattr(model, "intermediate_size", None) or 0)
-    if model.num_hidden_layers * model.hidden_size * widths < size_of_memory("machine") / _MOST_BYTES:
+    size = model.hidden_size * (model.num_hidden_layers * widths + model.vocab_size)
+    # A hybrid's blocks have widths of their own.
+    if size < _SMALL and config.model.architecture != "hybrid":
         return
     from retlab.training.hardware import choose_hardware
-    from retlab.training.model_memory import check_model_fits
+    from retlab.training.out_of_memory import check_model_fits
 
     try:
         check_model_fits(model, config.train, choose_hardware(config.train))

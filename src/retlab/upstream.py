@@ -44,8 +44,8 @@ _SETTINGS: dict[str, Callable[[ExperimentConfig], dict[str, Any]]] = {
     "train_tokenizer": tokenizer_settings,
     "train_model": train_settings,
 }
-# The sizes that `model.match_parameters_of` decides and the training writes down.
 _ARCHITECTURE = "model.architecture"
+# The sizes that `model.match_parameters_of` decides and the training writes down.
 _MATCHED = {"model.match_parameters_of", "model.intermediate_size", "model.blocks"}
 
 

@@ -1,8 +1,15 @@
 """Fixtures of the tests of models."""
 
 import pytest
+from tests.models.small import small_model
+from tests.models.writing import ARCHITECTURES
 
 from retlab.models import causal_lm, decoding
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request):
+    return small_model(request.param, pad_token_id=0)
 
 
 @pytest.fixture

@@ -21,14 +21,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from retlab.models import decoding, engines, run_ahead, static_steps
 
-ARCHITECTURES = ("retnet", "transformer", "hybrid")
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def model(request):
-    return small_model(request.param, pad_token_id=0)
-
-
 WAYS = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True},

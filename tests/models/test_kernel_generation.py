@@ -4,9 +4,7 @@ import pytest
 import torch
 from tests.interpreted import take_kernels
 from tests.models.small import small_ids, small_model
-from tests.models.writing import check
-
-ARCHITECTURES = ("retnet", "transformer", "hybrid")
+from tests.models.writing import ARCHITECTURES, check
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -7,13 +7,6 @@ from tests.models.writing import check, transformers_writes
 
 from retlab.models import decoding, engines, prompts, static_steps
 
-ARCHITECTURES = ("retnet", "transformer", "hybrid")
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def model(request):
-    return small_model(request.param, pad_token_id=0)
-
 
 @pytest.fixture
 def small_pieces(monkeypatch):

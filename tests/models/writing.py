@@ -5,6 +5,9 @@ import torch
 
 from retlab.models import causal_lm
 
+ARCHITECTURES = ("retnet", "transformer", "hybrid")
+"""Those whose generations our loop takes."""
+
 
 def transformers_writes(model, *inputs, **settings):
     """What transformers' loop writes."""

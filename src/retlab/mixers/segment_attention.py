@@ -64,7 +64,9 @@ def attend_in_blocks(
         query = key = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=q.device)
         missing = torch.zeros(1, 1, 1, 1, device=q.device)
     else:
-        past = (None, None, None, None) if before is None else before if places == size else _behind_the_rest(before)
+        if before is not None and places > size:
+            before = _behind_the_rest(before)
+        past = (None, None, None, None) if before is None else before
         k, v, key, missing = (
             _windows(x, earlier, size, longest, nothing)
             for x, earlier, nothing in zip((k, v, segments.key, segments.missing), past, (0, 0, 0, EMPTY), strict=True)

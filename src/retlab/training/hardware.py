@@ -20,7 +20,7 @@ class Hardware:
     nodes: int
     bf16: bool
     compiled: bool
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"]
     "What joins the processes, where there are several."
 
     def __str__(self) -> str:

@@ -32,9 +32,9 @@ from retlab.training.kernels import keeps_documents_apart, micro_batch_size, tra
 from retlab.training.lightning import fit
 from retlab.training.loop import LoopFacts, StepBatches, TrainingLoop
 from retlab.training.metrics import MetricsFile
-from retlab.training.model_memory import ADVICE, check_model_fits
 from retlab.training.module import TrainingModule
 from retlab.training.optimizer import freeze_parameters
+from retlab.training.out_of_memory import check_model_fits, too_large_model, too_large_step
 from retlab.training.processes import Place, all_processes, is_helper, process_rank
 from retlab.training.request import TrainingRequest
 from retlab.training.run_folder import prepare_run_folder
@@ -163,7 +163,7 @@ def _train(
     """What every process of the training does; `lines` say what mixers run on, and what they make no use of."""
     batches, validation = _loaders(request)
     total_steps = _total_steps(request, batches)
-    with memory_errors(lambda: ("the model", ADVICE)):
+    with memory_errors(too_large_model):
         module = _module(request, hardware, total_steps, checkpoint is None)
     done = 0
     if checkpoint is not None:
@@ -180,7 +180,7 @@ def _train(
     )
     for line in lines:
         say(line)
-    with contextlib.ExitStack() as stack, memory_errors(lambda: _too_large(request, module)):
+    with contextlib.ExitStack() as stack, memory_errors(lambda: too_large_step(request, module)):
         loop = TrainingLoop(
             request.train, _facts(request, hardware, module, batches), batches, validation,
             CheckpointStore(_checkpoints(request)), MetricsFile(request.run_folder / "metrics.csv"),
@@ -218,23 +218,6 @@ def _module(request: TrainingRequest, hardware: Hardware, total_steps: int, is_n
 def _machine(request: TrainingRequest, hardware: Hardware) -> str:
     """What a training runs on and may differ by in its last digits."""
     return str(hardware) + "".join(f", {mixer} on {KERNELS[mixer].title}" for mixer in request.kernels)
-
-
-def _too_large(request: TrainingRequest, module: TrainingModule) -> tuple[str, str]:
-    """What ran out of memory in a training, and what to do."""
-    section, step = request.train, module.state.step
-    when = f"in step {step + 1:,}" if module.scored.training else f"in the validation after step {step:,}"
-    micro, windows_each = micro_batch_size(section), section.batch_size / section.processes
-    share = int(windows_each) if windows_each.is_integer() else section.batch_size
-    windows = f"{micro} {'window' if micro == 1 else 'windows'} of {request.data.sequence_length:,} tokens"
-    smaller = [size for size in range(1, micro // 2 + 1) if share % size == 0]
-    ways = [f"lower train.micro_batch_size to {smaller[-1]} or less (a step keeps its batch)"] if smaller else []
-    if not section.gradient_checkpointing:
-        ways.append("set train.gradient_checkpointing to true")
-    ways.append("lower data.sequence_length or the model's sizes (which starts another training)")
-    saved = CheckpointStore(_checkpoints(request)).steps()
-    kept = f"the checkpoint of step {saved[-1]:,} is kept, and the training goes on from it" if saved else ""
-    return f"a micro-batch of {windows} {when}", "; ".join(filter(None, [", or ".join(ways), kept]))
 
 
 def _facts(request: TrainingRequest, hardware: Hardware, module: TrainingModule, batches: TokenLoader) -> LoopFacts:
