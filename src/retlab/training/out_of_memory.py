@@ -1,5 +1,7 @@
 """Memory that a training lacks: models that cannot fit, and what is said where it ran out."""
 
+from typing import TYPE_CHECKING
+
 from retlab.errors import OutOfMemory
 from retlab.memory import described_memory, size_of_memory
 from retlab.models.counting import count_parameters
@@ -7,9 +9,12 @@ from retlab.models.fields import ModelFields
 from retlab.training.checkpoints import CheckpointStore
 from retlab.training.hardware import Hardware
 from retlab.training.kernels import micro_batch_size
-from retlab.training.module import TrainingModule
 from retlab.training.request import TrainingRequest
 from retlab.training.settings import TrainSection
+
+if TYPE_CHECKING:
+    # Lightning takes seconds, and whoever asks about a model needs none of it.
+    from retlab.training.module import TrainingModule
 
 WEIGHT_BYTES = 4
 """Of a weight, which is float32 while it is trained."""
@@ -53,7 +58,7 @@ def too_large_model() -> tuple[str, str]:
     return "the model", _ADVICE
 
 
-def too_large_step(request: TrainingRequest, module: TrainingModule) -> tuple[str, str]:
+def too_large_step(request: TrainingRequest, module: "TrainingModule") -> tuple[str, str]:
     """What ran out of memory in a training, and what to do."""
     section, step = request.train, module.state.step
     when = f"in step {step + 1:,}" if module.scored.training else f"in the validation after step {step:,}"
